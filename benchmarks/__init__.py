@@ -1,0 +1,1 @@
+"""Measure the system against named peers; each script prints JSON lines."""

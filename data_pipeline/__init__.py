@@ -1,0 +1,1 @@
+"""Turn planets into aligned samples, and samples into batches."""
