@@ -81,7 +81,7 @@ class _GatherWithGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].contiguous()
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
@@ -103,6 +103,6 @@ def gather_with_grad(rows: Tensor) -> Tensor:
     return _GatherWithGrad.apply(rows) if rows.is_floating_point() else _all_gather(rows)
 
 
-def first_row() -> int:
-    """Return the row of `gather_with_grad(rows)` at which this rank's rows begin, in units of its own row number."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+def first_row(rows: int) -> int:
+    """Return where this rank's rows begin in what `gather_with_grad` returns, for `rows` rows a rank."""
+    return dist.get_rank() * rows if dist.is_available() and dist.is_initialized() else 0
