@@ -17,21 +17,36 @@ def require(condition: bool, field_name: str, value: object, way_out: str) -> No
 class GraphVAEConfig:
     """Encoder, latents and decoder of metabolic networks."""
 
-    width: int = 128
+    width: int = 96
     heads: int = 4
-    encoder_layers: int = 3
-    decoder_layers: int = 3
+    encoder_layers: int = 2
+    decoder_layers: int = 2
+    node_decoder_width: int = 256
     node_latent_dim: int = 8
     global_latent_dim: int = 32
+    prior_components: int = 64
     dropout: float = 0.0
-    free_nats: float = 0.1  # KL below this many nats a latent dimension costs nothing
+    free_nats: float = 0.1  # KL of the global latent below this many nats a dimension costs nothing
+    all_hidden: float = 0.25  # share of training samples that are decoded from latent and environment alone
     sampling_steps: int = 8
+    temperature: float = 1.0
+
+    @property
+    def latent_dim(self) -> int:
+        """Numbers in the latent that the fusion reads: global beside pooled local ones."""
+        return self.global_latent_dim + self.node_latent_dim
 
     def __post_init__(self) -> None:
         require(self.width % self.heads == 0, "model.graph.width", self.width, f"must be a multiple of heads={self.heads}")
-        require(self.encoder_layers >= 1, "model.graph.encoder_layers", self.encoder_layers, "must be at least 1")
-        require(self.decoder_layers >= 1, "model.graph.decoder_layers", self.decoder_layers, "must be at least 1")
-        require(self.sampling_steps >= 1, "model.graph.sampling_steps", self.sampling_steps, "must be at least 1")
+        require(0.0 <= self.dropout < 1.0, "model.graph.dropout", self.dropout, "must be in [0, 1)")
+        require(self.free_nats >= 0.0, "model.graph.free_nats", self.free_nats, "must be 0 or more")
+        require(0.0 <= self.all_hidden < 1.0, "model.graph.all_hidden", self.all_hidden, "must be in [0, 1)")
+        require(self.temperature >= 0.0, "model.graph.temperature", self.temperature, "must be 0 or more")
+        for name in (
+            "encoder_layers", "decoder_layers", "node_decoder_width", "node_latent_dim", "global_latent_dim",
+            "prior_components", "sampling_steps",
+        ):  # fmt: skip
+            require(getattr(self, name) >= 1, f"model.graph.{name}", getattr(self, name), "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +107,14 @@ class FusionConfig:
     heads: int = 4
     layers: int = 2
     tokens_per_modality: int = 2
-    dropout: float = 0.1
+    queries: int = 4
+    dropout: float = 0.0  # masks are not the same on one rank and on two
+    contrast_dim: int = 64  # of the space in which modalities of one planet are compared
 
     def __post_init__(self) -> None:
         require(self.width % self.heads == 0, "model.fusion.width", self.width, f"must be a multiple of heads={self.heads}")
-        require(self.layers >= 1, "model.fusion.layers", self.layers, "must be at least 1")
+        for name in ("layers", "tokens_per_modality", "queries", "contrast_dim"):
+            require(getattr(self, name) >= 1, f"model.fusion.{name}", getattr(self, name), "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,6 @@ class LanguageModel(nn.Module):
         self.causal = causal
         self.prefix = nn.Linear(prefix_width, hidden)
         self.prefix_norm = nn.LayerNorm(hidden)
-        self.prefix_norm.weight.data.fill_(_EMBEDDING_SCALE)
         self.to_latent = nn.Linear(hidden, config.latent_dim)
 
     def forward(
@@ -91,7 +90,7 @@ class LanguageModel(nn.Module):
     ) -> Float[Tensor, "R M d"]:
         """Return the last hidden states of [description, prefix, question, answer], M = L + T places."""
         words = self.causal.get_input_embeddings()(token_ids)
-        tokens = self.prefix_norm(self.prefix(prefix.to(self.prefix.weight.dtype)))
+        tokens = self._prefix_embeddings(prefix)
         embeddings = splice(words, tokens.to(words.dtype), description)
         mask = splice(read, prefix_mask, description)
         # A hidden prefix token must not shift what follows: positions count only what can be read.
@@ -100,6 +99,9 @@ class LanguageModel(nn.Module):
         return self.causal.base_model(
             inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
+
+    def _prefix_embeddings(self, prefix: Float[Tensor, "R T d"]) -> Float[Tensor, "R T h"]:
+        return _EMBEDDING_SCALE * self.prefix_norm(self.prefix(prefix.to(self.prefix.weight.dtype)))
 
     def _answer(
         self, hidden: Float[Tensor, "R M d"], label_ids: Int[Tensor, "R L"], description: Int[Tensor, " R"], prefix: int
@@ -151,7 +153,7 @@ class LanguageModel(nn.Module):
     ) -> list[int]:
         embed = self.causal.get_input_embeddings()
         words = embed(token_ids)
-        tokens = self.prefix_norm(self.prefix(prefix.to(self.prefix.weight.dtype)))
+        tokens = self._prefix_embeddings(prefix)
         entered, cache, answer = splice(words, tokens.to(words.dtype), description), None, []
         for _ in range(max_tokens):
             step = self.causal.base_model(inputs_embeds=entered, past_key_values=cache, use_cache=True)

@@ -1,0 +1,311 @@
+"""Turn a batch into named loss terms and outputs: one objective for each part that can be trained, alone or together."""
+
+from __future__ import annotations
+
+import zlib
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from data_pipeline.batch import (
+    CLIMATE, ENVIRONMENT_VECTOR, GRAPH, MODALITIES, PLANET_PARAMETERS, SPECTRUM, TEXT, Batch, TextBatch,
+)  # fmt: skip
+from data_pipeline.errors import InputError
+from data_pipeline.variables import ENVIRONMENT, PLANET, standardise
+from models import noise
+from models.biochemistry import Chemistry
+from models.cnn import ClimateCNN, ClimateOutput, climate_terms
+from models.configs import ModelConfig
+from models.consistency import Consistency, foretelling_error, info_nce, network_key
+from models.fusion import Fusion, ModalityTokens, NumberEncoder, Tokeniser, calibrated_probability
+from models.graph_vae import GraphVAE, GraphVAEOutput, graph_terms
+from models.language import LanguageModel, LanguageOutput, load_causal
+from models.losses import Term, masked
+from models.spectrum import SpectrumAutoencoder, SpectrumOutput, spectrum_terms
+
+_NOISE_STREAM, _TEXT_STREAM = 9_001, 9_002  # of models.noise; the graph VAE has its own
+_BESIDE_TEXT = tuple(m for m in MODALITIES if m != "text")  # what the prefix of the language model is made of
+
+
+class ObjectiveOutput(NamedTuple):
+    """Loss terms by name (with gradient), and what to look at or evaluate (without)."""
+
+    terms: dict[str, Term]
+    outputs: dict[str, Tensor]
+
+
+class StepCounter(nn.Module):
+    """Counts training forwards, so that noise differs between steps yet depends only on (sample, step)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def seeds(self, sample_ids: tuple[str, ...]) -> Int[Tensor, " B"]:
+        """Return a seed for each sample and count the step when training."""
+        ids = torch.tensor([zlib.crc32(i.encode()) for i in sample_ids], device=self.step.device)
+        seeds = ids * 1_000_003 + self.step
+        if self.training:
+            self.step += 1
+        return seeds
+
+
+class GraphVAEObjective(nn.Module):
+    """Learn metabolic networks, given the environment where it is present."""
+
+    def __init__(self, model: ModelConfig, chemistry: Chemistry) -> None:
+        super().__init__()
+        self.counter = StepCounter()
+        self.graph_vae = GraphVAE(model.graph, chemistry)
+
+    def forward(self, batch: Batch) -> ObjectiveOutput:
+        """Return the graph/ terms."""
+        seeds = self.counter.seeds(batch.sample_ids)
+        output = self.graph_vae(batch.graph, batch.environment, batch.present[:, ENVIRONMENT_VECTOR], seeds)
+        terms = graph_terms(output, batch.graph, batch.environment, batch.present[:, GRAPH])
+        return ObjectiveOutput(terms, {"graph_latent": output.latent.detach()})
+
+    def leaf_modules(self) -> list[nn.Module]:
+        """Return the modules that ZeRO-3 should gather whole."""
+        return [self.graph_vae]
+
+
+class CNNObjective(nn.Module):
+    """Learn climates and spectra."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.counter = StepCounter()
+        self.climate = ClimateCNN(model.climate)
+        self.spectrum = SpectrumAutoencoder(model.spectrum)
+
+    def forward(self, batch: Batch) -> ObjectiveOutput:
+        """Return climate/recon, spectrum/recon and the physics/ terms."""
+        seeds = self.counter.seeds(batch.sample_ids)
+        climate = self.climate(batch.climate)
+        ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
+        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm)
+        return ObjectiveOutput(
+            _cnn_terms(batch, ppm, climate, spectrum), _cnn_outputs(climate, spectrum)
+        )
+
+    def leaf_modules(self) -> list[nn.Module]:
+        """Return the modules that ZeRO-3 should gather whole."""
+        return [self.climate, self.spectrum]
+
+
+class LanguageObjective(nn.Module):
+    """Learn to answer from the description alone; the prefix of modality tokens is masked out."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.language = LanguageModel(model.language, load_causal(model.language), model.fusion.width)
+        self.prefix_shape = (len(_BESIDE_TEXT) * model.fusion.tokens_per_modality, model.fusion.width)
+
+    def forward(self, batch: Batch) -> ObjectiveOutput:
+        """Return text/ce."""
+        prefix = torch.zeros(len(batch.sample_ids), *self.prefix_shape, device=batch.planet.device)
+        output = self.language(batch.text, prefix, torch.zeros_like(prefix[..., 0], dtype=torch.bool))
+        return ObjectiveOutput(_text_terms(output), {"text_latent": output.latent.detach()})
+
+    def leaf_modules(self) -> list[nn.Module]:
+        """Return no module: adapters inside a leaf module fail in backward (DeepSpeed 0.19)."""
+        return []
+
+
+class UnifiedObjective(nn.Module):
+    """Learn all modalities together and judge habitability from those that are visible.
+
+    Each network learns from its modality wherever it is present; fusion, head and prefix read only what is visible.
+    Every network runs on every batch, since ZeRO-3 ranks must run the same modules.
+    """
+
+    def __init__(self, model: ModelConfig, chemistry: Chemistry) -> None:
+        super().__init__()
+        self.text_share = model.language.text_share
+        self.counter = StepCounter()
+        self.graph_vae = GraphVAE(model.graph, chemistry)
+        self.climate = ClimateCNN(model.climate)
+        self.spectrum = SpectrumAutoencoder(model.spectrum)
+        self.planet = NumberEncoder(len(PLANET), model.fusion.contrast_dim)
+        self.environment = NumberEncoder(len(ENVIRONMENT), model.fusion.contrast_dim)
+        self.language = LanguageModel(model.language, load_causal(model.language), model.fusion.width)
+        dims = {
+            "climate": model.climate.latent_dim,
+            "spectrum": model.spectrum.latent_dim,
+            "graph": self.graph_vae.latent_dim,
+            "text": model.language.latent_dim,
+            "planet": model.fusion.contrast_dim,
+            "environment": model.fusion.contrast_dim,
+        }
+        self.tokeniser = Tokeniser({m: dims[m] for m in _BESIDE_TEXT}, model.fusion)
+        self.text_tokeniser = Tokeniser({"text": dims["text"]}, model.fusion)
+        self.fusion = Fusion(len(MODALITIES), model.fusion)
+        foretold = {m: dims[m] for m in ("climate", "spectrum", "graph")} | {"environment": len(ENVIRONMENT)}
+        self.consistency = Consistency(
+            {m: dims[m] for m in MODALITIES}, foretold, model.fusion.width, model.fusion.contrast_dim
+        )
+
+    def forward(self, batch: Batch) -> ObjectiveOutput:
+        """Return every term and, among the outputs, habitability_logit, habitability_probability, gates and latents."""
+        seeds = self.counter.seeds(batch.sample_ids)
+        present, visible, text = batch.present, batch.visible, batch.text
+        if self.training and self.text_share < 1:
+            read = noise.uniform(seeds, _TEXT_STREAM, torch.zeros(1, dtype=torch.int64, device=seeds.device)).flatten()
+            present, visible, text = thin_text(present, visible, text, read < self.text_share)
+        ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
+        planet, environment = standardise(batch.planet, PLANET), standardise(batch.environment, ENVIRONMENT)
+
+        climate = self.climate(batch.climate)
+        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm)
+        # A network that the fusion may read must not carry the environment into it when that is hidden.
+        shown = present[:, ENVIRONMENT_VECTOR] & (visible[:, ENVIRONMENT_VECTOR] | ~visible[:, GRAPH])
+        graph = self.graph_vae(batch.graph, batch.environment, shown, seeds)
+        latents = {
+            "climate": climate.latent,
+            "spectrum": spectrum.latent,
+            "graph": graph.latent,
+            "planet": self.planet(planet),
+            "environment": self.environment(environment),
+        }
+        beside_text = self.tokeniser(latents)
+        language = self._language(beside_text, visible, text)
+        latents["text"] = language.latent
+        of_text = self.text_tokeniser(latents)
+        tokens, log_var = (
+            torch.cat([a[:, :TEXT], b, a[:, TEXT:]], dim=1) for a, b in zip(beside_text, of_text, strict=True)
+        )
+        fused = self.fusion(tokens, log_var, visible)
+        agreed = self.consistency(latents, fused.latent)
+
+        keys = content_keys(batch)
+        nats, valid = info_nce(agreed.codes, agreed.sharpness, present, keys)
+        targets = {m: F.layer_norm(latents[m].float(), latents[m].shape[-1:]) for m in ("climate", "spectrum", "graph")}
+        errors, known = foretelling_error(
+            agreed.foretold,
+            targets | {"environment": environment},
+            {m: present[:, MODALITIES.index(m)] for m in agreed.foretold},
+        )
+        bce = F.binary_cross_entropy_with_logits(fused.habitability_logit, batch.habitable.float(), reduction="none")
+        terms = {
+            "habitability/bce": masked(bce, present.any(1)),
+            **graph_terms(graph, batch.graph, batch.environment, present[:, GRAPH]),
+            **_cnn_terms(batch, ppm, climate, spectrum),
+            **_text_terms(language),
+            "consistency/info_nce": masked(nats, valid),
+            "consistency/cross_recon": masked(errors, known),
+        }
+        outputs = {
+            "habitability_logit": fused.habitability_logit,
+            "habitability_probability": calibrated_probability(fused.habitability_logit, self.fusion.temperature),
+            "gates": fused.gates,
+            "latent": fused.latent,
+            **{f"{m}_latent": latents[m] for m in MODALITIES},
+            **_cnn_outputs(climate, spectrum),
+            "environment_foretold": agreed.foretold["environment"],
+        }
+        return ObjectiveOutput(terms, {name: value.detach() for name, value in outputs.items()})
+
+    def _language(self, tokens: ModalityTokens, visible: Bool[Tensor, "B Q"], text: TextBatch) -> LanguageOutput:
+        """Run the language model with the visible tokens of the other modalities as prefix."""
+        beside = torch.cat([visible[:, :TEXT], visible[:, TEXT + 1 :]], dim=1)
+        return self.language(text, tokens.tokens.flatten(1, 2), beside.repeat_interleave(tokens.tokens.shape[2], dim=1))
+
+    @torch.no_grad()
+    def explain(self, batch: Batch, end_token_id: int, max_tokens: int = 64) -> list[list[int]]:
+        """Answer the question of each sample from its description and visible modalities; return token ids."""
+        latents = {
+            "climate": self.climate(batch.climate).latent,
+            "spectrum": self.spectrum(batch.spectrum.ppm, batch.spectrum.error_ppm).latent,
+            "graph": self.graph_vae(
+                batch.graph, batch.environment, batch.visible[:, ENVIRONMENT_VECTOR], self.counter.seeds(batch.sample_ids)
+            ).latent,
+            "planet": self.planet(standardise(batch.planet, PLANET)),
+            "environment": self.environment(standardise(batch.environment, ENVIRONMENT)),
+        }
+        tokens = self.tokeniser(latents).tokens
+        beside = torch.cat([batch.visible[:, :TEXT], batch.visible[:, TEXT + 1 :]], dim=1)
+        return self.language.generate(
+            batch.text, tokens.flatten(1, 2), beside.repeat_interleave(tokens.shape[2], dim=1), end_token_id, max_tokens
+        )
+
+    def leaf_modules(self) -> list[nn.Module]:
+        """Return the modules that ZeRO-3 should gather whole; not the language model (see LanguageObjective)."""
+        return [
+            self.graph_vae, self.climate, self.spectrum, self.planet, self.environment,
+            self.tokeniser, self.text_tokeniser, self.fusion, self.consistency,
+        ]  # fmt: skip
+
+
+def observed_again(batch: Batch, seeds: Int[Tensor, " B"]) -> Float[Tensor, "B O S"]:
+    """Observe the noiseless spectra once more with the same errors: in training every step sees other noise."""
+    spectrum = batch.spectrum
+    place = torch.arange(spectrum.ppm[0].numel(), device=seeds.device).view(spectrum.ppm.shape[1:])
+    return spectrum.clean_ppm + spectrum.error_ppm * noise.normal(seeds, _NOISE_STREAM, place).to(spectrum.ppm.dtype)
+
+
+def thin_text(
+    present: Bool[Tensor, "B Q"], visible: Bool[Tensor, "B Q"], text: TextBatch, keep: Bool[Tensor, " B"]
+) -> tuple[Bool[Tensor, "B Q"], Bool[Tensor, "B Q"], TextBatch]:
+    """Mark the text of the other samples absent: reading all of it would cost more than all other networks together."""
+    keep_q = torch.ones_like(present)
+    keep_q[:, TEXT] = keep
+    rows = keep[:, None]
+    thinned = TextBatch(
+        token_ids=text.token_ids,
+        attention_mask=text.attention_mask & rows,
+        description_mask=text.description_mask & rows,
+        label_ids=torch.where(rows, text.label_ids, -100),
+    )
+    return present & keep_q, visible & keep_q, thinned
+
+
+def content_keys(batch: Batch) -> Int[Tensor, "B Q"]:
+    """Return a number for what each modality shows: the planet, except for networks, which several planets share."""
+    planet = torch.tensor([zlib.crc32(i.encode()) for i in batch.sample_ids], device=batch.planet.device)
+    keys = planet[:, None].repeat(1, len(MODALITIES))
+    keys[:, GRAPH] = network_key(batch.graph)
+    return keys
+
+
+def _cnn_terms(batch: Batch, ppm: Tensor, climate: ClimateOutput, spectrum: SpectrumOutput) -> dict[str, Term]:
+    given = batch.spectrum
+    return {
+        **climate_terms(climate, batch.present[:, CLIMATE]),
+        **spectrum_terms(spectrum, ppm, given.error_ppm, given.clean_ppm, batch.present[:, SPECTRUM]),
+    }
+
+
+def _cnn_outputs(climate: ClimateOutput, spectrum: SpectrumOutput) -> dict[str, Tensor]:
+    outputs = {
+        "climate_latent": climate.latent,
+        "climate_reconstruction": climate.reconstruction,
+        "climate_target": climate.target,
+        "spectrum_latent": spectrum.latent,
+        "spectrum_reconstruction_ppm": spectrum.reconstruction_ppm,
+    }
+    return {name: value.detach() for name, value in outputs.items()}
+
+
+def _text_terms(output: LanguageOutput) -> dict[str, Term]:
+    return {"text/ce": Term(output.answer_nats.sum(), output.answer_tokens.sum())}
+
+
+def build_objective(part: str, model: ModelConfig, chemistry: Chemistry) -> nn.Module:
+    """Build the objective of a part: graph_vae, cnn, llm or unified.
+
+    Raises:
+        InputError: There is no such part, or the language model cannot be loaded.
+    """
+    if part == "graph_vae":
+        return GraphVAEObjective(model, chemistry)
+    if part == "cnn":
+        return CNNObjective(model)
+    if part == "llm":
+        return LanguageObjective(model)
+    if part == "unified":
+        return UnifiedObjective(model, chemistry)
+    raise InputError(f"train.part={part!r}: choose from graph_vae, cnn, llm, unified")
