@@ -45,10 +45,10 @@ class StepCounter(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def seeds(self, sample_ids: tuple[str, ...]) -> Int[Tensor, " B"]:
-        """Return a seed for each sample and count the step when training."""
-        ids = torch.tensor([zlib.crc32(i.encode()) for i in sample_ids], device=self.step.device)
-        seeds = ids * 1_000_003 + self.step
+        """Return a seed for each sample: of this step in training (which counts it), always the same in evaluation."""
+        seeds = torch.tensor([zlib.crc32(i.encode()) for i in sample_ids], device=self.step.device) * 1_000_003
         if self.training:
+            seeds = seeds + self.step
             self.step += 1
         return seeds
 
@@ -88,9 +88,7 @@ class CNNObjective(nn.Module):
         climate = self.climate(batch.climate)
         ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
         spectrum = self.spectrum(ppm, batch.spectrum.error_ppm)
-        return ObjectiveOutput(
-            _cnn_terms(batch, ppm, climate, spectrum), _cnn_outputs(climate, spectrum)
-        )
+        return ObjectiveOutput(_cnn_terms(batch, ppm, climate, spectrum), _cnn_outputs(climate, spectrum))
 
     def leaf_modules(self) -> list[nn.Module]:
         """Return the modules that ZeRO-3 should gather whole."""
@@ -136,7 +134,7 @@ class UnifiedObjective(nn.Module):
         dims = {
             "climate": model.climate.latent_dim,
             "spectrum": model.spectrum.latent_dim,
-            "graph": self.graph_vae.latent_dim,
+            "graph": model.graph.global_latent_dim + model.graph.node_latent_dim,
             "text": model.language.latent_dim,
             "planet": model.fusion.contrast_dim,
             "environment": model.fusion.contrast_dim,
@@ -161,9 +159,9 @@ class UnifiedObjective(nn.Module):
 
         climate = self.climate(batch.climate)
         spectrum = self.spectrum(ppm, batch.spectrum.error_ppm)
-        # A network that the fusion may read must not carry the environment into it when that is hidden.
-        shown = present[:, ENVIRONMENT_VECTOR] & (visible[:, ENVIRONMENT_VECTOR] | ~visible[:, GRAPH])
-        graph = self.graph_vae(batch.graph, batch.environment, shown, seeds)
+        # The latent of a network must not carry the environment into the fusion where that is hidden.
+        has_environment, shown = present[:, ENVIRONMENT_VECTOR], visible[:, ENVIRONMENT_VECTOR]
+        graph = self.graph_vae(batch.graph, batch.environment, has_environment, seeds, shown)
         latents = {
             "climate": climate.latent,
             "spectrum": spectrum.latent,
@@ -220,9 +218,7 @@ class UnifiedObjective(nn.Module):
         latents = {
             "climate": self.climate(batch.climate).latent,
             "spectrum": self.spectrum(batch.spectrum.ppm, batch.spectrum.error_ppm).latent,
-            "graph": self.graph_vae(
-                batch.graph, batch.environment, batch.visible[:, ENVIRONMENT_VECTOR], self.counter.seeds(batch.sample_ids)
-            ).latent,
+            "graph": self.graph_vae(batch.graph, batch.environment, batch.visible[:, ENVIRONMENT_VECTOR]).latent,
             "planet": self.planet(standardise(batch.planet, PLANET)),
             "environment": self.environment(standardise(batch.environment, ENVIRONMENT)),
         }
