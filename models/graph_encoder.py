@@ -1,0 +1,114 @@
+"""Read a metabolic network and its environment into local (one a metabolite) and global latent distributions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from data_pipeline.batch import GraphBatch
+from data_pipeline.variables import (
+    EDGE_TYPES,
+    ENVIRONMENT,
+    ENVIRONMENT_NAMES,
+    NODE_FEATURES,
+    ORGANICS,
+    POSITIONAL_DIM,
+    standardise,
+)
+from models.biochemistry import COMPOSITION
+from models.graph_layers import GraphTransformer
+
+TYPES = len(EDGE_TYPES)
+SUPPLIED, END_PRODUCT = NODE_FEATURES.index("supplied"), NODE_FEATURES.index("end_product")
+_ORGANICS = slice(ENVIRONMENT_NAMES.index(ORGANICS[0]), len(ENVIRONMENT_NAMES))
+
+
+class Posterior(NamedTuple):
+    """Diagonal normals over the latent of the network and the latents of its metabolites."""
+
+    global_mean: Float[Tensor, "B Z"]
+    global_log_var: Float[Tensor, "B Z"]
+    node_mean: Float[Tensor, "B N z"]
+    node_log_var: Float[Tensor, "B N z"]
+
+
+class EnvironmentEncoder(nn.Module):
+    """Embed an environment; an absent one becomes a learned vector."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.null = nn.Parameter(torch.randn(width) * 0.1)
+        self.net = nn.Sequential(
+            nn.Linear(len(ENVIRONMENT) + len(ORGANICS), 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, width),
+            nn.LayerNorm(width),
+        )
+
+    def forward(self, environment: Float[Tensor, "B V"], present: Bool[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """Return the embedding; `environment` is in physical units.
+
+        Beside the standardised numbers the network reads how far each organic lies below the most concentrated one (in
+        decades), since microbes use the best supplied carbon source first (Monod's diauxie).
+        """
+        numbers = standardise(torch.nan_to_num(environment.float()), ENVIRONMENT)
+        organics = numbers[:, _ORGANICS]
+        below_best = organics - organics.amax(1, keepdim=True)
+        features = 2.0 * torch.cat([numbers.clamp(-2.0, 2.0), below_best.clamp(min=-2.0)], dim=1)
+        return torch.where(present[:, None], self.net(features.to(self.null.dtype)), self.null)
+
+
+def scaled_composition(composition: Float[Tensor, "*rows 8"]) -> Float[Tensor, "*rows 8"]:
+    """Bring atom numbers and mass to logarithms and the charge to quarters, so that all are of order 1."""
+    atoms, charge, mass = composition[..., :6], composition[..., 6:7], composition[..., 7:8]
+    return torch.cat([atoms.clamp(min=0).log1p(), charge / 4.0, mass.clamp(min=0).log1p() / 3.0], dim=-1)
+
+
+class GraphEncoder(nn.Module):
+    """Graph transformer over the directed edges of a network, conditioned on its environment through FiLM."""
+
+    def __init__(
+        self, width: int, heads: int, layers: int, global_dim: int, node_dim: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        pair = torch.arange(TYPES * TYPES)
+        self.inputs = nn.Linear(COMPOSITION + 2 + POSITIONAL_DIM + 2, width)
+        self.transformer = GraphTransformer(
+            width, heads, layers, width, successor=pair // TYPES > 0, predecessor=pair % TYPES > 0, dropout=dropout
+        )
+        self.to_global = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, 2 * global_dim))
+        self.to_node = nn.Linear(width, 2 * node_dim)
+
+    def forward(
+        self, graph: GraphBatch, identity: Float[Tensor, "B N D"], environment: Float[Tensor, "B D"]
+    ) -> Posterior:
+        """Return the posterior.
+
+        Args:
+            identity: Embedding of each metabolite's name.
+            environment: Its embedding.
+        """
+        real = graph.mask[..., None].to(identity.dtype)
+        degrees = torch.stack([graph.adjacency.sum(1), graph.adjacency.sum(2)], -1).float().log1p()
+        features = graph.features.float()
+        known = torch.cat(
+            [
+                scaled_composition(features[..., :COMPOSITION]),
+                features[..., COMPOSITION:],
+                graph.positional.float(),
+                degrees,
+            ],
+            -1,
+        )
+        nodes = (identity + self.inputs(known.to(identity.dtype))) * real
+        edge_type = graph.edge_type * graph.adjacency
+        nodes = self.transformer(nodes, graph.mask, edge_type * TYPES + edge_type.transpose(1, 2), environment)
+        size = real.sum(1).clamp(min=1.0)
+        strongest = torch.where(graph.mask[..., None], nodes, -torch.inf).amax(1).nan_to_num(neginf=0.0)
+        pooled = torch.cat([nodes.sum(1) / size, strongest, environment], dim=1)
+        global_mean, global_log_var = self.to_global(pooled).float().chunk(2, dim=-1)
+        node_mean, node_log_var = self.to_node(nodes).float().chunk(2, dim=-1)
+        return Posterior(global_mean, global_log_var.clamp(-8.0, 2.0), node_mean, node_log_var.clamp(-8.0, 2.0))
