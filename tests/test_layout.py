@@ -19,7 +19,8 @@ HOME = {
     "peft": {"models/language.py"},
 }
 TAKEN_NAMES = sys.stdlib_module_names | {
-    "accelerate", "datasets", "deepspeed", "evaluate", "huggingface_hub", "peft", "safetensors", "tokenizers", "transformers",
+    "accelerate", "datasets", "deepspeed", "evaluate", "huggingface_hub", "peft", "safetensors", "tokenizers",
+    "transformers",
 }  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def test_a_module_says_its_job_in_its_first_line(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_module_can_be_taken_for_one_of_python_or_of_hugging_face_when_run_as_a_script(path: Path) -> None:
-    # `evaluate` is the one exception: issue 2 and DESIGN.md name the file, and it is only ever run as trainers.evaluate.
+    # `evaluate` is the one exception: issue 2 and DESIGN.md name the file, and it only ever runs as trainers.evaluate.
     assert path.stem == "__init__" or path.stem not in TAKEN_NAMES - {"evaluate"}
 
 
@@ -88,8 +89,8 @@ def test_no_committed_file_is_over_one_megabyte() -> None:
 
 def test_the_top_level_is_the_one_of_the_design() -> None:
     expected = {
-        "setup.py", "ds_configs", "models", "data_pipeline", "trainers", "launch.sh", "tests", "benchmarks", "README.md",
-        "CHANGELOG.md", "NOTICE", "pyproject.toml", "constraints.txt", "docs", ".ci", ".gitignore",
+        "setup.py", "ds_configs", "models", "data_pipeline", "trainers", "launch.sh", "tests", "benchmarks",
+        "README.md", "CHANGELOG.md", "NOTICE", "pyproject.toml", "constraints.txt", "docs", ".ci", ".gitignore",
     }  # fmt: skip
     assert {p.relative_to(ROOT).parts[0] for p in tracked_files()} <= expected
 

@@ -1,0 +1,100 @@
+"""Answer "is it habitable?" with the unified model and with its baselines, all calibrated alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import nn
+
+from data_pipeline import planets
+from data_pipeline.batch import MODALITIES, OBSERVABLE, Batch
+from trainers import baselines, metrics
+from trainers.records import Record
+
+# What each row may read, and which text: only the one of `full` tells what no telescope sees.
+FULL_VIEWS = {"unified": MODALITIES, "climate": ("climate",), "spectrum": ("spectrum",), "graph": ("graph",)}
+OBSERVABLE_VIEWS = {"unified_observable": OBSERVABLE, "text": ("text",)}
+
+
+class Answers(NamedTuple):
+    """Log-odds (or any growing function of them) of being habitable, on the planets of two splits."""
+
+    calibration: Float[np.ndarray, " m"]
+    judged: Float[np.ndarray, " n"]
+
+
+class Truth(NamedTuple):
+    """Whether the planets of the same two splits are habitable."""
+
+    calibration: Bool[np.ndarray, " m"]
+    judged: Bool[np.ndarray, " n"]
+
+
+def scores(truth: Truth, answers: dict[str, Answers]) -> dict[str, dict[str, float]]:
+    """Return auroc, brier and ece of each answer after a calibration of two numbers on the other split."""
+    table = {}
+    for name, answer in answers.items():
+        temperature, offset = metrics.fit_temperature(truth.calibration, answer.calibration)
+        table[name] = metrics.classification(truth.judged, metrics.sigmoid((answer.judged - offset) / temperature))
+    return table
+
+
+def baseline_answers(
+    train: Sequence[Record], calibration: Sequence[Record], judged: Sequence[Record]
+) -> dict[str, Answers]:
+    """Return the answers of the habitable-zone rule, and of boosted trees without and with the noisy spectrum."""
+    habitable = np.array([r.habitable for r in train])
+    answers = {
+        "hz_rule": Answers(
+            *(_log_odds(planets.hz_rule_score(baselines.planet_parameters(r))) for r in (calibration, judged))
+        )
+    }
+    features = {
+        "gradient_boosting": baselines.planet_parameters,
+        "gradient_boosting_with_spectrum": baselines.parameters_with_spectrum,
+    }
+    for name, read in features.items():
+        known = read(train)
+        answers[name] = Answers(
+            *(_log_odds(baselines.gradient_boosting(known, habitable, read(r))) for r in (calibration, judged))
+        )
+    return answers
+
+
+def _log_odds(probability: np.ndarray) -> np.ndarray:
+    probability = np.clip(np.asarray(probability, dtype=np.float64), 1e-6, 1 - 1e-6)
+    return np.log(probability / (1 - probability))
+
+
+@torch.no_grad()
+def model_answers(
+    objective: nn.Module, batches: Iterable[Batch], views: dict[str, tuple[str, ...]]
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Return the logits of a unified objective for each view of the same planets."""
+    device = next(objective.parameters()).device
+    logits: dict[str, list[torch.Tensor]] = {name: [] for name in views}
+    for batch in batches:
+        batch = descriptions_only(batch.to(device))
+        for name, modalities in views.items():
+            seen = batch.keep(*modalities)
+            output = objective(replace(seen, visible=seen.present))
+            logits[name].append(output.outputs["habitability_logit"].double().cpu())
+    return {name: torch.cat(parts).numpy() for name, parts in logits.items()}
+
+
+def descriptions_only(batch: Batch) -> Batch:
+    """Drop question and answer: the judgement reads the description alone, and tokens are what evaluation costs."""
+    text = batch.text
+    longest = max(int(text.description_mask.sum(1).max()), 1)
+    cut = {
+        "token_ids": text.token_ids[:, :longest],
+        "attention_mask": text.description_mask[:, :longest],
+        "description_mask": text.description_mask[:, :longest],
+        "label_ids": torch.full_like(text.label_ids[:, :longest], -100),
+    }
+    return replace(batch, text=replace(text, **cut))

@@ -1,0 +1,71 @@
+"""Draw metabolic networks for environments from a graph VAE."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import nn
+
+from models.graph_vae import GraphVAE
+from trainers.records import Edges, named_edges
+
+
+class Network(NamedTuple):
+    """One generated network; edge e runs from metabolites[pairs[e, 0]] to metabolites[pairs[e, 1]]."""
+
+    metabolites: tuple[str, ...]
+    metabolite_index: Int[np.ndarray, " N"]
+    pairs: Int[np.ndarray, "E 2"]
+    edge_type: Int[np.ndarray, " E"]
+    edge_std: Float[np.ndarray, " E"]  # standard deviation of the probability of each edge
+
+    @property
+    def edges(self) -> Edges:
+        """The same edges by name."""
+        return named_edges(self.metabolites, self.pairs)
+
+
+def find_graph_vae(objective: nn.Module) -> GraphVAE:
+    """Return the graph VAE inside an objective.
+
+    Raises:
+        StopIteration: There is none; only graph_vae and unified runs have one.
+    """
+    return next(module for module in objective.modules() if isinstance(module, GraphVAE))
+
+
+@torch.no_grad()
+def draw(
+    model: GraphVAE,
+    metabolites: tuple[str, ...],
+    environments: Float[np.ndarray, "n V"],
+    seed: int,
+    use_mask: bool = True,
+) -> list[Network]:
+    """Return one network an environment; equal seeds give equal networks.
+
+    Args:
+        metabolites: Names of the vocabulary that the model was built with.
+        environments: In physical units, variables.ENVIRONMENT.
+        use_mask: Allow only edges that the reaction database knows.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    drawn = model.generate(torch.from_numpy(environments).to(device), generator, use_mask=use_mask)
+    networks = []
+    for index, mask, adjacency, edge_type, edge_std, _ in zip(*(part.cpu() for part in drawn), strict=True):
+        pairs = adjacency.nonzero()  # padding has no edges
+        index = index[mask]
+        networks.append(
+            Network(
+                metabolites=tuple(metabolites[i] for i in index.tolist()),
+                metabolite_index=index.numpy(),
+                pairs=pairs.numpy(),
+                edge_type=edge_type[pairs[:, 0], pairs[:, 1]].numpy(),
+                edge_std=edge_std[pairs[:, 0], pairs[:, 1]].float().numpy(),
+            )
+        )
+    return networks

@@ -1,0 +1,42 @@
+"""Judge metabolic networks against the reaction database and by flux balance, several at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import NamedTuple
+
+from data_pipeline import metabolism
+from trainers.records import Edges
+
+
+class Question(NamedTuple):
+    """Does this network make ATP from these nutrients?"""
+
+    edges: Edges
+    nutrients: tuple[str, ...]
+
+
+def _feasible(question: Question) -> bool:
+    return metabolism.atp_feasible(sorted(question.edges), question.nutrients)
+
+
+def atp_feasible(questions: Sequence[Question], processes: int | None = None) -> list[bool]:
+    """Return for each network whether one known organism, restricted to its edges, makes ATP in that environment.
+
+    A question that is asked twice is solved once.
+    """
+    distinct = list(dict.fromkeys(questions))
+    processes = processes or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        answers = dict(zip(distinct, pool.map(_feasible, distinct, chunksize=8), strict=True))
+    return [answers[question] for question in questions]
+
+
+def edge_precision(networks: Sequence[Edges]) -> float:
+    """Return the share of all edges, of all networks together, that some known reaction makes."""
+    database = metabolism.load_reaction_db()
+    edges = [edge for network in networks for edge in network]
+    return sum(database.has_edge(*edge) for edge in edges) / len(edges) if edges else float("nan")

@@ -1,0 +1,139 @@
+"""Run the whole project once, small: build data, train, evaluate, generate. `./launch.sh quickstart [--out DIR]`.
+
+Every stage is one of launch.sh's own words, so what it prints can be repeated by hand. A quickstart that was
+interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import InputError
+from trainers.peak_memory import PeakMemory
+
+LAUNCH = Path(__file__).resolve().parent.parent / "launch.sh"
+STATE = "quickstart.json"
+PLANET = "TRAPPIST-1 e"
+
+
+def stages(out: Path, planets: int) -> dict[str, list[str]]:
+    """Return the arguments of launch.sh for each stage, in order."""
+    data = ["--data", str(out / "data")]
+    return {
+        "data": ["build-data", "--planets", str(planets), "--workers", "2", "--out", str(out / "data")],
+        "graph_vae": ["train", "graph_vae", *data, "--out", str(out / "graph_vae")],
+        "cnn": ["train", "cnn", *data, "--out", str(out / "cnn")],
+        "unified": [
+            "train", "unified", *data, "--out", str(out / "unified"),
+            "--init-from", str(out / "graph_vae"), "--init-from", str(out / "cnn"),
+        ],
+        "evaluate": ["evaluate", str(out / "unified"), "--split", "test", *data],
+        "generated": [
+            "generate", str(out / "unified"), "--planet", PLANET, "--count", "16", "--out", str(out / "generated"),
+        ],
+    }  # fmt: skip
+
+
+def open_folder(out: Path, planets: int) -> dict[str, Any]:
+    """Return the state of a new or an interrupted quickstart.
+
+    Raises:
+        InputError: The folder holds something else, or a quickstart that is finished or was made otherwise.
+    """
+    fresh = {"planets": planets, "finished": [], "seconds": 0.0, "peak_memory_gib": 0.0}
+    if not out.exists() or not any(out.iterdir()):
+        return fresh
+    try:
+        state = json.loads((out / STATE).read_text())
+    except (OSError, ValueError):
+        raise InputError(f"--out {out}: not empty, and no quickstart of ours; choose another folder") from None
+    if state["planets"] != planets:
+        raise InputError(f"--out {out}: a quickstart of {state['planets']} planets; choose another folder or delete it")
+    if set(state["finished"]) == set(stages(out, planets)):
+        raise InputError(f"--out {out}: this quickstart is finished, see metrics.json in it; choose another folder")
+    return state
+
+
+def prepare(stage: str, arguments: list[str], out: Path) -> list[str]:
+    """Return the arguments of a stage, changed so that one that was interrupted goes on or starts over."""
+    folder = out / stage
+    if stage == "generated":
+        shutil.rmtree(folder, ignore_errors=True)
+    elif arguments[0] == "train" and (folder / "checkpoints" / "latest.json").exists():
+        return [*arguments, "--resume"]
+    elif arguments[0] == "train":
+        shutil.rmtree(folder, ignore_errors=True)
+    return arguments
+
+
+def run(out: Path, planets: int) -> int:
+    """Run the stages that are not finished; return the exit code of the first that fails, else 0."""
+    state = open_folder(out, planets)
+    out.mkdir(parents=True, exist_ok=True)
+    for stage, arguments in stages(out, planets).items():
+        if stage in state["finished"]:
+            continue
+        _save(out, state)
+        arguments = prepare(stage, arguments, out)
+        print(f"[quickstart] {stage}: ./launch.sh {' '.join(arguments)}", file=sys.stderr, flush=True)
+        started = time.monotonic()
+        with PeakMemory() as peak:
+            status = subprocess.run(["bash", str(LAUNCH), *arguments], check=False).returncode
+        seconds = time.monotonic() - started
+        state["seconds"] += seconds
+        state["peak_memory_gib"] = max(state["peak_memory_gib"], peak.gib)
+        print(f"[quickstart] {stage}: {seconds:.0f} s, {peak.gib:.1f} GiB", file=sys.stderr, flush=True)
+        if status != 0:
+            _save(out, state)
+            print(f"[quickstart] {stage} failed; the same command goes on from here", file=sys.stderr)
+            return status
+        state["finished"].append(stage)
+        _save(out, state)
+    report(out, state)
+    return 0
+
+
+def report(out: Path, state: dict[str, Any]) -> None:
+    """Write OUT/metrics.json: the evaluation, with the seconds and memory of the whole quickstart; print the table."""
+    from trainers.score_table import table
+
+    metrics = json.loads((out / "unified" / "metrics.json").read_text())
+    metrics |= {"seconds": round(state["seconds"], 1), "peak_memory_gib": round(state["peak_memory_gib"], 2)}
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(table(metrics))
+    print(
+        f"\n{PLANET}: networks and report in {out / 'generated'}\n"
+        f"All numbers: {out / 'metrics.json'}\n"
+        f"Curves and pictures: tensorboard --logdir {out}"
+    )
+
+
+def _save(out: Path, state: dict[str, Any]) -> None:
+    temporary = out / f".{STATE}.tmp"
+    temporary.write_text(json.dumps(state, indent=2) + "\n")
+    os.replace(temporary, out / STATE)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(prog="./launch.sh quickstart", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="default: %(default)s")
+    parser.add_argument("--planets", type=int, default=2400, help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    try:
+        return run(arguments.out, arguments.planets)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

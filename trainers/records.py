@@ -1,0 +1,56 @@
+"""Read the planets of a data set without their cubes, for baselines and for judging what was generated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from data_pipeline import shards
+
+Edges = frozenset[tuple[str, str]]  # (substrate, product) by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One planet: what a telescope sees, what its surface offers, the network that lives there (no edges: none)."""
+
+    sample_id: str
+    system_id: str
+    split: str
+    habitable: bool
+    planet: Float[np.ndarray, " K"]
+    spectrum_ppm: Float[np.ndarray, "O S"]
+    environment: Float[np.ndarray, " V"]
+    organism: str
+    nutrients: tuple[str, ...]
+    edges: Edges
+
+
+def read_records(data_dir: str | Path, split: str) -> list[Record]:
+    """Return every planet of a split, in the order of the shards."""
+    manifest = shards.load_manifest(data_dir)
+    return [
+        Record(
+            sample_id=sample.sample_id,
+            system_id=sample.system_id,
+            split=sample.split,
+            habitable=sample.habitable,
+            planet=sample.planet.copy(),  # copies, so that the cubes beside them can be freed
+            spectrum_ppm=sample.spectrum_ppm.copy(),
+            environment=sample.environment.copy(),
+            organism=sample.graph.organism,
+            nutrients=sample.graph.nutrients,
+            edges=named_edges(sample.graph.metabolites, sample.graph.edge_index.T),
+        )
+        for shard in manifest.of_split(split)
+        for sample in shards.to_samples(shards.read_shard(Path(data_dir) / shard.file))
+    ]
+
+
+def named_edges(metabolites: tuple[str, ...] | list[str], pairs: Iterable[Iterable[int]]) -> Edges:
+    """Return the edges of a network by the names of their ends."""
+    return frozenset((metabolites[int(i)], metabolites[int(j)]) for i, j in pairs)
