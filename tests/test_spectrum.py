@@ -1,0 +1,91 @@
+"""The spectrum autoencoder sees signal in units of its error and gives the spectrum back without noise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from data_pipeline.variables import OBSERVABLES, SPECTRAL_BINS
+from models.configs import SpectrumConfig
+from models.spectrum import (
+    ECLIPSE, TRANSIT, SpectrumAutoencoder, SpectrumOutput, continuum, from_error_units, spectral_channels,
+    spectrum_terms, to_error_units,
+)  # fmt: skip
+
+SHAPE = (1, len(OBSERVABLES), SPECTRAL_BINS)
+
+
+def flat(transit_ppm: float, eclipse_ppm: float, error_ppm: float) -> tuple[torch.Tensor, torch.Tensor]:
+    ppm = torch.empty(SHAPE)
+    ppm[:, TRANSIT], ppm[:, ECLIPSE] = transit_ppm, eclipse_ppm
+    return ppm, torch.full(SHAPE, error_ppm)
+
+
+def test_the_continuum_is_the_weighted_mean_of_the_transit_and_zero_for_the_eclipse() -> None:
+    ppm, error = flat(1000.0, 50.0, 10.0)
+    ppm[:, TRANSIT, 0], error[:, TRANSIT, 1:] = 1300.0, 1e9  # only the first bin weighs
+    assert continuum(ppm, error).flatten().tolist() == pytest.approx([1300.0, 0.0])
+
+
+def test_channels_of_a_flat_spectrum_are_known() -> None:
+    channels = spectral_channels(*flat(1000.0, 20.0, 10.0))[0, :, 0].tolist()
+    expected = [0.0, math.asinh(2.0), 0.0, 0.0, math.asinh(20.0) / 2, math.asinh(10.0) / 2, 0.0]
+    assert channels == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_contrast_is_free_of_the_radii() -> None:
+    small, large = spectral_channels(*flat(1000.0, 20.0, 10.0)), spectral_channels(*flat(4000.0, 80.0, 40.0))
+    assert torch.allclose(small[:, 4:6], large[:, 4:6])
+
+
+def test_error_units_are_linear_within_the_noise_and_invertible() -> None:
+    ppm, error = flat(1000.0, 0.0, 10.0)
+    above = ppm + 0.1
+    assert to_error_units(above, ppm, error).mean().item() == pytest.approx(0.01, rel=1e-3)
+    back = from_error_units(to_error_units(ppm + 500.0, ppm, error), ppm, error)
+    assert torch.allclose(back, ppm + 500.0, rtol=1e-4)
+
+
+def test_giving_back_the_clean_spectrum_costs_nothing_and_one_error_too_much_half() -> None:
+    clean, error = flat(1000.0, 0.0, 10.0)
+    ppm = clean + 10.0
+    right = to_error_units(clean, ppm, error)
+    present = torch.tensor([True])
+    for offset, cost in ((0.0, 0.0), (1.0, 0.5)):
+        output = SpectrumOutput(torch.zeros(1, 4), right + offset, ppm)
+        assert spectrum_terms(output, ppm, error, clean, present)["spectrum/recon"].total.item() == pytest.approx(cost)
+
+
+def test_an_absent_spectrum_gives_finite_numbers_and_no_item() -> None:
+    network, zeros = SpectrumAutoencoder(SpectrumConfig(width=8)), torch.zeros(SHAPE)
+    output = network(zeros, zeros)
+    assert output.latent.isfinite().all() and output.reconstruction_ppm.isfinite().all()
+    term = spectrum_terms(output, zeros, zeros, zeros, torch.tensor([False]))["spectrum/recon"]
+    assert (term.total.item(), term.items.item()) == (0.0, 0.0)
+
+
+def test_the_network_learns_to_remove_noise() -> None:
+    torch.manual_seed(0)
+    clean, error = flat(1000.0, 0.0, 10.0)
+    clean = clean + 50.0 * torch.sin(torch.linspace(0, 12.0, SPECTRAL_BINS))
+    network = SpectrumAutoencoder(SpectrumConfig(width=16, latent_dim=8))
+    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(150):
+        ppm = clean + 10.0 * torch.randn(8, *SHAPE[1:])
+        error_8, clean_8 = error.expand_as(ppm), clean.expand_as(ppm)
+        terms = spectrum_terms(network(ppm, error_8), ppm, error_8, clean_8, torch.ones(8, dtype=torch.bool))
+        loss = terms["spectrum/recon"].total / 8
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    noisy = clean + 10.0 * torch.randn(SHAPE)
+    rebuilt = network(noisy, error).reconstruction_ppm
+    assert (rebuilt - clean).square().mean() < 0.3 * (noisy - clean).square().mean()
+
+
+def test_the_network_follows_bfloat16() -> None:
+    network = SpectrumAutoencoder(SpectrumConfig(width=8)).bfloat16()
+    output = network(*flat(1000.0, 20.0, 10.0))
+    assert output.latent.dtype == torch.bfloat16 and output.reconstruction.dtype == torch.float32
