@@ -87,8 +87,8 @@ class LanguageModel(nn.Module):
         description: Int[Tensor, " R"],
         prefix: Float[Tensor, "R T d"],
         prefix_mask: Bool[Tensor, "R T"],
-    ) -> Float[Tensor, "R M d"]:
-        """Return the last hidden states of [description, prefix, question, answer], M = L + T places."""
+    ) -> Float[Tensor, "R M h"]:
+        """Return the last hidden states of [description, prefix, question, answer], M = L + T places of the width of the model."""
         words = self.causal.get_input_embeddings()(token_ids)
         tokens = self._prefix_embeddings(prefix)
         embeddings = splice(words, tokens.to(words.dtype), description)
@@ -104,7 +104,7 @@ class LanguageModel(nn.Module):
         return _EMBEDDING_SCALE * self.prefix_norm(self.prefix(prefix.to(self.prefix.weight.dtype)))
 
     def _answer(
-        self, hidden: Float[Tensor, "R M d"], label_ids: Int[Tensor, "R L"], description: Int[Tensor, " R"], prefix: int
+        self, hidden: Float[Tensor, "R M h"], label_ids: Int[Tensor, "R L"], description: Int[Tensor, " R"], prefix: int
     ) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
         """Return summed nats and number of answer tokens; only the places that foresee one go through the head."""
         row, place = (label_ids[:, 1:] != -100).nonzero(as_tuple=True)
