@@ -12,10 +12,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from data_pipeline import text
 from data_pipeline.batch import MODALITIES, OBSERVABLE, TEXT, Batch, Sample
@@ -23,7 +24,7 @@ from data_pipeline.collate import collate
 from data_pipeline.errors import InputError
 from data_pipeline.graph_folder import graph_samples
 from data_pipeline.order import generator, windows
-from data_pipeline.shards import Shard, load_chemistry, load_manifest, to_samples, verify
+from data_pipeline.shards import SCHEMA, Shard, load_chemistry, load_manifest, to_samples, verify
 
 TextMode = Literal["mixed", "full", "observable"]
 FULL_SHARE = 0.30  # mixed: the fusion reads all that is present
@@ -32,6 +33,7 @@ PREFETCHED_BATCHES = 2
 _OBSERVABLE = np.array([m in OBSERVABLE for m in MODALITIES])
 
 
+@runtime_checkable
 class Source(Protocol):
     """Samples of one split in numbered shards."""
 
@@ -52,14 +54,30 @@ class ShardSource:
         verify(data_dir, replace(manifest, shards=shards), checksums=check)
         self.chemistry = load_chemistry(data_dir)
         self.shard_rows = [s.rows for s in shards]
-        files = [str(Path(data_dir) / s.file) for s in shards]
-        self._dataset = datasets.load_dataset("parquet", data_files={split: files}, split=split, streaming=True)
-        self._dataset = self._dataset.with_format("arrow")
+        self._files = [str(Path(data_dir) / s.file) for s in shards]
+        if not shards:
+            raise InputError(f"data={data_dir}: no {split} samples in it; build more planets (2400 fill every split)")
+        self._dataset = datasets.load_dataset(
+            "parquet",
+            data_files={split: self._files},
+            features=datasets.Features.from_arrow_schema(SCHEMA),
+            split=split,
+            streaming=True,
+        ).with_format("arrow")
 
     def read(self, shard: int, rows: np.ndarray) -> list[Sample]:
-        """Return these rows of a shard; one shard of the dataset is one file."""
+        """Return these rows of a shard; one shard of the dataset is one file.
+
+        Raises:
+            InputError: The file went away or was damaged since the stream was opened.
+        """
         part = self._dataset.shard(num_shards=len(self.shard_rows), index=shard)
-        table = next(part.iter(batch_size=self.shard_rows[shard]))
+        try:
+            table = next(part.iter(batch_size=self.shard_rows[shard]))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InputError(
+                f"shard={self._files[shard]}: cannot be read any more ({error}); build it again"
+            ) from error
         return to_samples(table.take(rows))
 
 
