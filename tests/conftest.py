@@ -31,3 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """The checkout that the tests belong to."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Path:
+    """A real data set of a few dozen planets, built once and kept in the cache folder (EXOBIOME_CACHE)."""
+    from data_fixture import built_dataset
+
+    return built_dataset()

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,17 @@ STATE = "quickstart.json"
 PLANET = "TRAPPIST-1 e"
 
 
-def stages(out: Path, planets: int) -> dict[str, list[str]]:
-    """Return the arguments of launch.sh for each stage, in order."""
+def stages(out: Path, planets: int, settings: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Return the arguments of launch.sh for each stage, in order; `settings` go to every training."""
     data = ["--data", str(out / "data")]
+    chosen = [part for setting in settings for part in ("--set", setting)]
     return {
         "data": ["build-data", "--planets", str(planets), "--workers", "2", "--out", str(out / "data")],
-        "graph_vae": ["train", "graph_vae", *data, "--out", str(out / "graph_vae")],
-        "cnn": ["train", "cnn", *data, "--out", str(out / "cnn")],
+        "graph_vae": ["train", "graph_vae", *data, "--out", str(out / "graph_vae"), *chosen],
+        "cnn": ["train", "cnn", *data, "--out", str(out / "cnn"), *chosen],
         "unified": [
             "train", "unified", *data, "--out", str(out / "unified"),
-            "--init-from", str(out / "graph_vae"), "--init-from", str(out / "cnn"),
+            "--init-from", str(out / "graph_vae"), "--init-from", str(out / "cnn"), *chosen,
         ],
         "evaluate": ["evaluate", str(out / "unified"), "--split", "test", *data],
         "generated": [
@@ -42,21 +44,25 @@ def stages(out: Path, planets: int) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def open_folder(out: Path, planets: int) -> dict[str, Any]:
+def open_folder(out: Path, planets: int, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Return the state of a new or an interrupted quickstart.
 
     Raises:
         InputError: The folder holds something else, or a quickstart that is finished or was made otherwise.
     """
-    fresh = {"planets": planets, "finished": [], "seconds": 0.0, "peak_memory_gib": 0.0}
+    asked = {"planets": planets, "settings": list(settings)}
+    fresh = {**asked, "finished": [], "seconds": 0.0, "peak_memory_gib": 0.0}
     if not out.exists() or not any(out.iterdir()):
         return fresh
     try:
         state = json.loads((out / STATE).read_text())
     except (OSError, ValueError):
         raise InputError(f"--out {out}: not empty, and no quickstart of ours; choose another folder") from None
-    if state["planets"] != planets:
-        raise InputError(f"--out {out}: a quickstart of {state['planets']} planets; choose another folder or delete it")
+    for name, value in asked.items():
+        if state.get(name) != value:
+            raise InputError(
+                f"--out {out}: a quickstart with {name} {state.get(name)}, not {value}; choose another folder"
+            )
     if set(state["finished"]) == set(stages(out, planets)):
         raise InputError(f"--out {out}: this quickstart is finished, see metrics.json in it; choose another folder")
     return state
@@ -74,11 +80,11 @@ def prepare(stage: str, arguments: list[str], out: Path) -> list[str]:
     return arguments
 
 
-def run(out: Path, planets: int) -> int:
+def run(out: Path, planets: int, settings: Sequence[str] = ()) -> int:
     """Run the stages that are not finished; return the exit code of the first that fails, else 0."""
-    state = open_folder(out, planets)
+    state = open_folder(out, planets, settings)
     out.mkdir(parents=True, exist_ok=True)
-    for stage, arguments in stages(out, planets).items():
+    for stage, arguments in stages(out, planets, settings).items():
         if stage in state["finished"]:
             continue
         _save(out, state)
@@ -127,9 +133,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="./launch.sh quickstart", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="default: %(default)s")
     parser.add_argument("--planets", type=int, default=2400, help="default: %(default)s")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="section.field=value",
+        help="for every training, such as train.steps=5",
+    )
     arguments = parser.parse_args(argv)
     try:
-        return run(arguments.out, arguments.planets)
+        return run(arguments.out, arguments.planets, arguments.set)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
