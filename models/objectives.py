@@ -134,7 +134,7 @@ class UnifiedObjective(nn.Module):
         dims = {
             "climate": model.climate.latent_dim,
             "spectrum": model.spectrum.latent_dim,
-            "graph": model.graph.global_latent_dim + model.graph.node_latent_dim,
+            "graph": model.graph.latent_dim,
             "text": model.language.latent_dim,
             "planet": model.fusion.contrast_dim,
             "environment": model.fusion.contrast_dim,
@@ -152,7 +152,7 @@ class UnifiedObjective(nn.Module):
         seeds = self.counter.seeds(batch.sample_ids)
         present, visible, text = batch.present, batch.visible, batch.text
         if self.training and self.text_share < 1:
-            read = noise.uniform(seeds, _TEXT_STREAM, torch.zeros(1, dtype=torch.int64, device=seeds.device)).flatten()
+            read = noise.uniform(seeds, _TEXT_STREAM, torch.zeros_like(seeds[:1])[:, None]).flatten()
             present, visible, text = thin_text(present, visible, text, read < self.text_share)
         ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
         planet, environment = standardise(batch.planet, PLANET), standardise(batch.environment, ENVIRONMENT)
@@ -239,7 +239,7 @@ class UnifiedObjective(nn.Module):
 def observed_again(batch: Batch, seeds: Int[Tensor, " B"]) -> Float[Tensor, "B O S"]:
     """Observe the noiseless spectra once more with the same errors: in training every step sees other noise."""
     spectrum = batch.spectrum
-    place = torch.arange(spectrum.ppm[0].numel(), device=seeds.device).view(spectrum.ppm.shape[1:])
+    place = torch.arange(spectrum.ppm[0].numel(), device=seeds.device).view(1, *spectrum.ppm.shape[1:])
     return spectrum.clean_ppm + spectrum.error_ppm * noise.normal(seeds, _NOISE_STREAM, place).to(spectrum.ppm.dtype)
 
 
