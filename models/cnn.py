@@ -90,6 +90,7 @@ class ResidualBlock2d(nn.Module):
         self.conv = nn.Conv2d(width, width, kernel_size=3)
 
     def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
+        """Longitude is a circle; beyond a pole lies the last row again."""
         y = F.silu(self.norm(x))
         y = F.pad(F.pad(y, (1, 1, 0, 0), mode="circular"), (0, 0, 1, 1), mode="replicate")
         return x + self.conv(y)
@@ -154,20 +155,20 @@ def climate_terms(output: ClimateOutput, present: Bool[Tensor, " B"]) -> dict[st
 def energy_imbalance(rebuilt: Float[Tensor, "B C h w"], given: Float[Tensor, "B C h w"]) -> Float[Tensor, " B"]:
     """Penalise energy that the reconstruction makes or loses: Huber loss in units of 10 W m-2.
 
-    Both are in physical units. The global mean of absorbed minus outgoing radiation has to be that of the given climate,
-    not 0: draws of the emulator are off balance by about 3 W m-2 and the network must not learn to hide that.
+    Both are in physical units. The global mean of absorbed minus outgoing radiation has to be that of the given
+    climate, not 0: draws of the emulator are off balance by about 3 W m-2 and the network must not learn to hide that.
     """
     absorbed, outgoing = climate_field("absorbed_shortwave_w_m2"), climate_field("outgoing_longwave_w_m2")
     net = [_global_mean(x[:, absorbed] - x[:, outgoing]) / _ENERGY_SCALE_W_M2 for x in (rebuilt, given)]
-    return F.huber_loss(*net, reduction="none")
+    return F.huber_loss(net[0], net[1], reduction="none")
 
 
 def hydrostatic_violation(rebuilt: Float[Tensor, "B C h w"], given: Float[Tensor, "B C h w"]) -> Float[Tensor, " B"]:
     """Penalise columns that cannot stand: Huber losses of two consequences of hydrostatic balance, area weighted.
 
-    Stability: on isobars d ln T / d ln p may exceed neither the dry adiabat nor, where that is already steeper, the given
-    climate's (unit 0.1). Hypsometric: the thickness of the column, sum of R T d ln p / g, must be the given one (unit 1 %;
-    R and g cancel). Both vanish for a perfect reconstruction.
+    Stability: on isobars d ln T / d ln p may exceed neither the dry adiabat nor, where that is already steeper, the
+    given climate's (unit 0.1). Hypsometric: the thickness of the column, sum of R T d ln p / g, must be the given one
+    (unit 1 %; R and g cancel). Both vanish for a perfect reconstruction.
 
     Source:
         Hypsometric equation and dry adiabat: Pierrehumbert, Principles of Planetary Climate (2010), chapter 2.
@@ -182,5 +183,6 @@ def hydrostatic_violation(rebuilt: Float[Tensor, "B C h w"], given: Float[Tensor
         thickness.append((layer_mean * thickness_weight).sum(1))
     excess = F.relu(slopes[0] - slopes[1].clamp(min=DRY_ADIABAT)) / _LAPSE_SCALE
     unstable = F.huber_loss(excess, torch.zeros_like(excess), reduction="none").mean(1)
-    stretched = F.huber_loss(thickness[0] / thickness[1] / _THICKNESS_SCALE, torch.full_like(thickness[1], 1 / _THICKNESS_SCALE), reduction="none")
+    stretch = (thickness[0] / thickness[1] - 1.0) / _THICKNESS_SCALE
+    stretched = F.huber_loss(stretch, torch.zeros_like(stretch), reduction="none")
     return _global_mean(unstable + stretched)

@@ -1,4 +1,4 @@
-"""Make the modalities of one planet agree: contrast their latents, and foretell what is hidden from the fused latent."""
+"""Make the modalities of one planet agree: contrast their latents, foretell what is hidden from the fused one."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class Consistency(nn.Module):
         self.project = nn.ModuleList(nn.Linear(size, dim) for size in latent_dims.values())
         self.log_sharpness = nn.Parameter(torch.full((1,), 2.3))  # a temperature of 0.1
         self.foretell = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, sum(foretell_dims.values()))
-        )
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(),
+            nn.Linear(2 * width, sum(foretell_dims.values())),
+        )  # fmt: skip
 
     def forward(self, latents: Mapping[str, Tensor], fused: Float[Tensor, "B D"]) -> ConsistencyOutput:
         """Project the latents (in the order given on construction) and foretell from the fused latent."""
@@ -41,9 +42,10 @@ class Consistency(nn.Module):
             F.normalize(project(latents[name].to(dtype)).float(), dim=-1)
             for name, project in zip(self.names, self.project, strict=True)
         ]
-        foretold = self.foretell(fused).float().split(list(self.foretell_dims.values()), dim=1)
+        parts = self.foretell(fused).float().split(list(self.foretell_dims.values()), dim=1)
+        foretold = dict(zip(self.foretell_dims, parts, strict=True))
         sharpness = self.log_sharpness.float().clamp(max=4.6).exp().squeeze(0)
-        return ConsistencyOutput(torch.stack(codes, dim=1), sharpness, dict(zip(self.foretell_dims, foretold, strict=True)))
+        return ConsistencyOutput(torch.stack(codes, dim=1), sharpness, foretold)
 
 
 def info_nce(
@@ -55,7 +57,7 @@ def info_nce(
     """Return, for each planet and ordered pair of modalities, the nats to find one by the other, and which are valid.
 
     Candidates are the planets of all ranks that have the modality sought. A candidate with the same content key as the
-    planet in either modality (the same network on another planet, the same planet twice) is a false negative and left out.
+    planet in either modality (the same network on another planet, the same planet twice) is a false negative: left out.
 
     Source:
         van den Oord et al. 2018, equation 4.
@@ -86,8 +88,8 @@ def foretelling_error(
 ) -> tuple[Float[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
     """Return the squared error of each foretold part, a mean over its numbers, and which parts are present.
 
-    Latents are compared after normalisation to zero mean and unit deviation of each sample, so that no encoder can lower
-    the loss by shrinking; targets carry no gradient, so that none can by becoming trivial.
+    Targets carry no gradient, so that no encoder lowers the loss by becoming trivial; the caller normalises latents, so
+    that none does by shrinking.
     """
     errors = [(foretold[name] - targets[name].detach().float()).square().mean(1) for name in foretold]
     return torch.stack(errors, dim=1), torch.stack([present[name] for name in foretold], dim=1)

@@ -25,35 +25,38 @@ class FusionOutput(NamedTuple):
 
     latent: Float[Tensor, "B D"]
     habitability_logit: Float[Tensor, " B"]
-    gates: Float[Tensor, "B Q"]  # share of the precision that each visible modality holds; sums to 1, 0 where nothing is seen
+    gates: Float[Tensor, "B Q"]  # share of the precision that each visible modality holds
 
 
 class Tokeniser(nn.Module):
-    """Project the latent of each modality to tokens of the fusion, with an embedding of the modality and a log-variance."""
+    """Project the latent of each modality to tokens of the fusion; say how unsure each one is."""
 
     def __init__(self, latent_dims: Mapping[str, int], config: FusionConfig) -> None:
         super().__init__()
         self.names = tuple(latent_dims)
         self.shape = (config.tokens_per_modality, config.width)
-        self.project = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, config.tokens_per_modality * config.width))
-            for dim in latent_dims.values()
-        )
-        self.log_var = nn.ModuleList(nn.Linear(dim, 1) for dim in latent_dims.values())
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in latent_dims.values())
+        size = config.tokens_per_modality * config.width
+        self.project = nn.ModuleList(nn.Linear(dim, size) for dim in latent_dims.values())
+        self.log_var = nn.ModuleList(_zero(nn.Linear(dim, 1)) for dim in latent_dims.values())
         self.embedding = nn.Parameter(0.02 * torch.randn(len(latent_dims), *self.shape))
-        for linear in self.log_var:
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
 
     def forward(self, latents: Mapping[str, Tensor]) -> ModalityTokens:
         """Return tokens in the order in which the modalities were named on construction."""
         tokens, log_var = [], []
-        for name, project, uncertainty in zip(self.names, self.project, self.log_var, strict=True):
-            latent = latents[name].to(self.embedding.dtype)
+        for name, norm, project, unsure in zip(self.names, self.norms, self.project, self.log_var, strict=True):
+            latent = norm(latents[name].to(self.embedding.dtype))
             tokens.append(project(latent).unflatten(1, self.shape))
-            log_var.append(uncertainty(project[0](latent)))
+            log_var.append(unsure(latent))
         # tanh keeps a gate from closing for good: precisions differ by at most e^6.
-        return ModalityTokens(torch.stack(tokens, dim=1) + self.embedding, 3.0 * torch.tanh(torch.cat(log_var, dim=1) / 3.0))
+        bounded = 3.0 * torch.tanh(torch.cat(log_var, dim=1) / 3.0)
+        return ModalityTokens(torch.stack(tokens, dim=1) + self.embedding, bounded)
+
+
+def _zero(linear: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 class NumberEncoder(nn.Module):
@@ -61,14 +64,14 @@ class NumberEncoder(nn.Module):
 
     def __init__(self, size: int, latent_dim: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(size, 2 * latent_dim), nn.SiLU(), nn.Linear(2 * latent_dim, latent_dim), nn.SiLU(),
-            nn.Linear(latent_dim, latent_dim),
-        )  # fmt: skip
+        self.read = nn.Linear(size, 2 * latent_dim)
+        self.mix = nn.Linear(2 * latent_dim, latent_dim)
+        self.to_latent = nn.Linear(latent_dim, latent_dim)
 
     def forward(self, standardised: Float[Tensor, "B V"]) -> Float[Tensor, "B D"]:
         """Return the latent."""
-        return self.layers(standardised.to(self.layers[0].weight.dtype))
+        x = F.silu(self.read(standardised.to(self.read.weight.dtype)))
+        return self.to_latent(F.silu(self.mix(x)))
 
 
 class Fusion(nn.Module):
@@ -76,6 +79,8 @@ class Fusion(nn.Module):
 
     A prior token is always visible, so that a planet of which nothing is known gets the base rate.
     """
+
+    temperature: Tensor  # fitted on held-out planets after training (fit_temperature); 1 until then
 
     def __init__(self, modalities: int, config: FusionConfig) -> None:
         super().__init__()
@@ -86,7 +91,6 @@ class Fusion(nn.Module):
         self.to_latent = nn.Linear(config.queries * config.width, config.width)
         self.head = nn.Sequential(nn.Linear(config.width, config.width), nn.SiLU(), nn.Linear(config.width, 1))
         self.modalities = modalities
-        # Fitted on held-out planets after training (fit_temperature); 1 until then.
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(
@@ -98,7 +102,7 @@ class Fusion(nn.Module):
         keys = torch.cat([torch.where(seen, tokens, 0.0).flatten(1, 2), self.prior.expand(size, 1, -1)], dim=1)
         # Attention multiplied by the precision exp(-log_var) is the attention logit minus log_var.
         log_precision = torch.where(visible, -log_var.float(), float("-inf"))
-        bias = torch.cat([log_precision.repeat_interleave(per_modality, dim=1), log_precision.new_zeros(size, 1)], dim=1)
+        bias = F.pad(log_precision.repeat_interleave(per_modality, dim=1), (0, 1))
         x = self.queries.expand(size, -1, -1)
         for layer in self.layers:
             x = layer(x, keys, bias.to(x.dtype))

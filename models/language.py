@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,7 @@ class LanguageModel(nn.Module):
         prefix: Float[Tensor, "R T d"],
         prefix_mask: Bool[Tensor, "R T"],
     ) -> Float[Tensor, "R M h"]:
-        """Return the last hidden states of [description, prefix, question, answer], M = L + T places of the width of the model."""
+        """Return the last hidden states of [description, prefix, question, answer], M = L + T places."""
         words = self.causal.get_input_embeddings()(token_ids)
         tokens = self._prefix_embeddings(prefix)
         embeddings = splice(words, tokens.to(words.dtype), description)
@@ -190,12 +190,17 @@ def load_causal(config: LanguageConfig) -> PreTrainedModel:
     Raises:
         InputError: The checkpoint cannot be loaded, or `lora.targets` names no module of it.
     """
-    causal = _load(AutoModelForCausalLM, config, dtype=getattr(torch, config.dtype))
+    causal: PreTrainedModel = _load(AutoModelForCausalLM, config, dtype=getattr(torch, config.dtype))
     causal.requires_grad_(False)
     lora = config.lora
-    adapter = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets))
+    adapter = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # declared int, used as a number
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+    )
     try:
-        causal = inject_adapter_in_model(adapter, causal)
+        inject_adapter_in_model(adapter, causal)  # in place: the module names of the checkpoint stay
     except ValueError as error:
         raise InputError(f"model.language.lora.targets={lora.targets}: {error}") from error
     for parameter in causal.parameters():
@@ -204,7 +209,7 @@ def load_causal(config: LanguageConfig) -> PreTrainedModel:
     return causal
 
 
-def _load(loader: type, config: LanguageConfig, **options: object) -> object:
+def _load(loader: Any, config: LanguageConfig, **options: object) -> Any:
     folder = packaged_checkpoint() if config.checkpoint == "packaged" else config.checkpoint
     transformers.utils.logging.disable_progress_bar()
     try:

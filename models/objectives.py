@@ -1,4 +1,4 @@
-"""Turn a batch into named loss terms and outputs: one objective for each part that can be trained, alone or together."""
+"""Turn a batch into named loss terms and outputs: one objective for each part that can be trained, and for all."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from data_pipeline.batch import (
-    CLIMATE, ENVIRONMENT_VECTOR, GRAPH, MODALITIES, PLANET_PARAMETERS, SPECTRUM, TEXT, Batch, TextBatch,
-)  # fmt: skip
+    CLIMATE,
+    ENVIRONMENT_VECTOR,
+    GRAPH,
+    MODALITIES,
+    SPECTRUM,
+    TEXT,
+    Batch,
+    TextBatch,
+)
 from data_pipeline.errors import InputError
 from data_pipeline.variables import ENVIRONMENT, PLANET, standardise
 from models import noise
@@ -21,7 +28,7 @@ from models.cnn import ClimateCNN, ClimateOutput, climate_terms
 from models.configs import ModelConfig
 from models.consistency import Consistency, foretelling_error, info_nce, network_key
 from models.fusion import Fusion, ModalityTokens, NumberEncoder, Tokeniser, calibrated_probability
-from models.graph_vae import GraphVAE, GraphVAEOutput, graph_terms
+from models.graph_vae import GraphVAE, graph_terms
 from models.language import LanguageModel, LanguageOutput, load_causal
 from models.losses import Term, masked
 from models.spectrum import SpectrumAutoencoder, SpectrumOutput, spectrum_terms
@@ -39,6 +46,8 @@ class ObjectiveOutput(NamedTuple):
 
 class StepCounter(nn.Module):
     """Counts training forwards, so that noise differs between steps yet depends only on (sample, step)."""
+
+    step: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -65,6 +65,7 @@ class ResidualBlock1d(nn.Module):
         self.conv = nn.Conv1d(width, width, kernel_size=5, padding=2)
 
     def forward(self, x: Float[Tensor, "B D s"]) -> Float[Tensor, "B D s"]:
+        """Keep the number of places."""
         return x + self.conv(F.silu(self.norm(x)))
 
 
@@ -94,7 +95,7 @@ def spectral_channels(ppm: Float[Tensor, "B O S"], error_ppm: Float[Tensor, "B O
 
 
 def continuum(ppm: Float[Tensor, "B O S"], error_ppm: Float[Tensor, "B O S"]) -> Float[Tensor, "B O 1"]:
-    """Return the level that the signal is measured from: the weighted mean of the observed transit depth, 0 for eclipse."""
+    """Return the level that signal is measured from: weighted mean of the observed transit depth, 0 for eclipse."""
     weight = _safe(error_ppm)[:, TRANSIT].square().reciprocal()
     level = torch.zeros_like(ppm[..., :1], dtype=torch.float32)
     level[:, TRANSIT, 0] = (ppm[:, TRANSIT].float() * weight).sum(-1) / weight.sum(-1)

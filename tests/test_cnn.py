@@ -9,9 +9,17 @@ from torch import Tensor
 
 from data_pipeline.variables import CLIMATE_FIELDS, LATITUDES, LEVELS, LONGITUDES, climate_field
 from models.cnn import (
-    DRY_ADIABAT, PRESSURE_PA, ClimateCNN, ClimateOutput, area_average, climate_terms, energy_imbalance,
-    hydrostatic_violation, restore_climate, standardise_climate,
-)  # fmt: skip
+    DRY_ADIABAT,
+    PRESSURE_PA,
+    ClimateCNN,
+    ClimateOutput,
+    area_average,
+    climate_terms,
+    energy_imbalance,
+    hydrostatic_violation,
+    restore_climate,
+    standardise_climate,
+)
 from models.configs import ClimateConfig
 
 
@@ -50,7 +58,8 @@ def test_coarse_cells_keep_the_global_mean() -> None:
     edges = torch.sin(torch.linspace(-np.pi / 2, np.pi / 2, LATITUDES + 1))
     area = edges.diff() / 2
     coarse_area = area.view(-1, 4).sum(1)
-    assert (area_average(field).mean(-1)[0, 0] @ coarse_area).item() == pytest.approx((field.mean(-1)[0, 0] @ area).item())
+    mean = (field.mean(-1)[0, 0] @ area).item()
+    assert (area_average(field).mean(-1)[0, 0] @ coarse_area).item() == pytest.approx(mean)
 
 
 def test_turning_a_planet_turns_its_features() -> None:
@@ -136,4 +145,5 @@ def test_an_absent_climate_gives_finite_numbers_in_either_precision() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         network = ClimateCNN(ClimateConfig(width=8)).to(dtype)
         output = network(torch.zeros(1, len(CLIMATE_FIELDS), LATITUDES, LONGITUDES))
-        assert output.latent.dtype == dtype and output.latent.isfinite().all() and output.reconstruction.isfinite().all()
+        assert output.latent.dtype == dtype
+        assert output.latent.isfinite().all() and output.reconstruction.isfinite().all()

@@ -1,4 +1,4 @@
-"""The language model: what the latent and the answer depend on, agreement with transformers, the packaged checkpoint."""
+"""What the latent and the answer of the language model depend on, agreement with transformers, the package."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def tokenizer() -> object:
     return load_tokenizer(CONFIG)
 
 
-def texts(tokenizer: object, answers: tuple[str, ...] = ANSWERS, question: str = QUESTION, padding: int = 0) -> TextBatch:
+def texts(
+    tokenizer: object, answers: tuple[str, ...] = ANSWERS, question: str = QUESTION, padding: int = 0
+) -> TextBatch:
     rows, descriptions, starts = [], [], []
     for description, answer in zip(DESCRIPTIONS, answers, strict=True):
         parts = [tokenizer(part).input_ids for part in (description, question, answer)]  # type: ignore[operator]
@@ -83,7 +85,9 @@ def test_the_latent_reads_neither_question_nor_answer_nor_prefix(model: Language
 
 
 @torch.no_grad()
-def test_the_answer_depends_on_a_visible_prefix_and_not_on_a_hidden_one(model: LanguageModel, tokenizer: object) -> None:
+def test_the_answer_depends_on_a_visible_prefix_and_not_on_a_hidden_one(
+    model: LanguageModel, tokenizer: object
+) -> None:
     text = texts(tokenizer)
 
     def nats(prefix: Tensor, mask: Tensor) -> Tensor:
@@ -150,7 +154,9 @@ def test_greedy_answers_agree_with_transformers(model: LanguageModel, tokenizer:
     answers = model.generate(text, PREFIX, HIDDEN, end_token_id=2, max_tokens=8)
     for b in range(2):
         prompt = text.token_ids[b, text.attention_mask[b] & (text.label_ids[b] == -100)][None]
-        reference = model.causal.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=8)
+        reference = model.causal.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=8
+        )
         expected = reference[0, prompt.shape[1] :].tolist()
         assert answers[b] == [t for t in expected if t != 2]
 

@@ -16,14 +16,22 @@ from data_pipeline.errors import InputError
 from data_pipeline.variables import ENVIRONMENT, PLANET
 from models.biochemistry import Chemistry
 from models.configs import (
-    ClimateConfig, FusionConfig, GraphVAEConfig, LanguageConfig, LoRAConfig, ModelConfig, SpectrumConfig,
-)  # fmt: skip
+    ClimateConfig,
+    FusionConfig,
+    GraphVAEConfig,
+    LanguageConfig,
+    LoRAConfig,
+    ModelConfig,
+    SpectrumConfig,
+)
 from models.objectives import ObjectiveOutput, StepCounter, build_objective, observed_again, thin_text
 from trainers.config import LOSS_WEIGHTS
 
 CHEMISTRY = Chemistry.from_dict({"metabolites": list("abcdefgh")})
 MODEL = ModelConfig(
-    graph=GraphVAEConfig(width=16, heads=2, encoder_layers=1, decoder_layers=1, node_decoder_width=16, prior_components=2),
+    graph=GraphVAEConfig(
+        width=16, heads=2, encoder_layers=1, decoder_layers=1, node_decoder_width=16, prior_components=2
+    ),
     climate=ClimateConfig(width=8, latent_dim=8),
     spectrum=SpectrumConfig(width=8, latent_dim=8),
     language=LanguageConfig(lora=LoRAConfig(rank=1), latent_dim=8),
@@ -42,7 +50,9 @@ def planet(number: int, metabolites: str = "", words: int = 0) -> Sample:
         environment=np.array([v.low + share * (v.high - v.low) for v in ENVIRONMENT], np.float32),
         climate=given.climate * 0 + 100 * share,
         spectrum_ppm=100 * given.spectrum_ppm + np.arange(given.spectrum_ppm.shape[1], dtype=np.float32),
-        text=TextSample(token_ids=np.arange(words) + 100 * number, description_length=words // 2, answer_start=words - 3)
+        text=TextSample(
+            token_ids=np.arange(words) + 100 * number, description_length=words // 2, answer_start=words - 3
+        )
         if words
         else None,
     )
@@ -153,7 +163,11 @@ def test_every_trainable_parameter_gets_a_gradient_even_when_all_is_absent(unifi
     for piece in (given, given.keep()):
         unified.train().zero_grad(set_to_none=True)
         sum(term.total for term in unified(piece).terms.values()).backward()
-        without = [n for n, p in unified.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())]
+        without = [
+            n
+            for n, p in unified.named_parameters()
+            if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+        ]
         assert without == []
 
 

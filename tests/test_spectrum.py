@@ -10,9 +10,16 @@ import torch
 from data_pipeline.variables import OBSERVABLES, SPECTRAL_BINS
 from models.configs import SpectrumConfig
 from models.spectrum import (
-    ECLIPSE, TRANSIT, SpectrumAutoencoder, SpectrumOutput, continuum, from_error_units, spectral_channels,
-    spectrum_terms, to_error_units,
-)  # fmt: skip
+    ECLIPSE,
+    TRANSIT,
+    SpectrumAutoencoder,
+    SpectrumOutput,
+    continuum,
+    from_error_units,
+    spectral_channels,
+    spectrum_terms,
+    to_error_units,
+)
 
 SHAPE = (1, len(OBSERVABLES), SPECTRAL_BINS)
 
