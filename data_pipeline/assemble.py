@@ -26,7 +26,7 @@ from data_pipeline.planets import Planet
 from data_pipeline.shards import absent_graph, split_of
 from data_pipeline.variables import MAX_METABOLITES
 
-HABITABLE_WATER_SHARE = 0.10  # of the surface at 273.15-373.15 K, area weighted
+HABITABLE_WATER_SHARE = 0.20  # of the surface at 273.15-373.15 K, area weighted
 Pair = tuple[str, tuple[str, ...]]  # organism, sorted nutrients
 
 
@@ -43,7 +43,7 @@ def observe(planets: Sequence[Planet], sample_ids: Sequence[str], split: str, se
 
 
 def _observe_one(planet: Planet, cube: np.ndarray, sample_id: str, split: str, seed: int) -> Sample:
-    state = climate.diagnostics(cube)
+    state = climate.diagnostics(cube, planet.irradiance_w_m2)
     surface, surface_facts = environment.surface_environment(planet, cube, derived_seed(seed, "environment", sample_id))
     spectrum = spectra.observe(planet, cube, derived_seed(seed, "spectrum", sample_id))
     wet = state["liquid_water_share"] > 0

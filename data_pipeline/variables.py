@@ -91,10 +91,10 @@ OBSERVABLES = ("transit_depth_ppm", "eclipse_depth_ppm")  # eclipse: reflected p
 
 # --- planet parameters: what a telescope tells without a spectrum ---------------------------------------------------
 PLANET: tuple[Variable, ...] = (
-    Variable("radius_earth", "Earth radii", 0.5, 2.0),
-    Variable("gravity_m_s2", "m s-2", 4.0, 25.0),
+    Variable("radius_earth", "Earth radii", 0.3, 2.5),
+    Variable("gravity_m_s2", "m s-2", 2.0, 40.0),
     Variable("rotation_period_d", "d", 0.5, 300.0, "log10", 0.5),
-    Variable("irradiance_w_m2", "W m-2", 200.0, 2500.0),
+    Variable("irradiance_w_m2", "W m-2", 50.0, 4000.0),
     Variable("star_temperature_k", "K", 2300.0, 6500.0),
     Variable("star_radius_sun", "solar radii", 0.08, 1.5, "log10", 0.08),
     Variable("star_mass_sun", "solar masses", 0.07, 1.4, "log10", 0.07),

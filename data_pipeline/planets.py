@@ -1,0 +1,347 @@
+"""Planets to make data from: a sampler of synthetic systems, a table of known planets and a catalogue reader."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import InputError
+from data_pipeline.variables import PLANET
+
+# The ranges in which the climate emulator was trained densely (clero.CORE_DOMAIN).
+CLIMATE_RANGES = {
+    "radius_earth": (0.7, 1.75),
+    "gravity_m_s2": (6.0, 17.0),
+    "rotation_period_d": (1.0, 200.0),
+    "irradiance_w_m2": (500.0, 1500.0),
+    "star_temperature_k": (2500.0, 5800.0),
+    "surface_pressure_bar": (0.5, 5.0),
+    "co2": (0.0, 1.0),
+    "ch4": (0.0, 0.05),
+}
+SOLAR_IRRADIANCE_W_M2 = 1361.0
+SOLAR_TEMPERATURE_K = 5772.0
+EARTH_GRAVITY_M_S2 = 9.807
+KNOWN_SHARE = 0.1  # of the samples are known planets, each under several atmospheres that are drawn like the others'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Atmosphere:
+    """What is above the surface: pressure and volume fractions (rest N2). No telescope tells it; it is drawn or given."""
+
+    surface_pressure_bar: float
+    co2: float
+    ch4: float = 0.0
+    o2: float = 0.0
+    h2: float = 0.0
+    co: float = 0.0
+    o3: float = 0.0
+    n2o: float = 0.0
+    family: str = "given"
+
+    def __post_init__(self) -> None:
+        """Refuse negative fractions and more than a whole."""
+        gases = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("family", "surface_pressure_bar")}
+        for name, value in gases.items():
+            if not 0.0 <= value <= 1.0:
+                raise InputError(f"atmosphere.{name}={value}: a volume fraction lies between 0 and 1")
+        if sum(gases.values()) > 1.0 + 1e-9:
+            raise InputError(f"atmosphere: the fractions add up to {sum(gases.values()):.3f}; at most 1, the rest is N2")
+
+    @property
+    def n2(self) -> float:
+        """Volume fraction of nitrogen."""
+        return max(0.0, 1.0 - self.co2 - self.ch4 - self.o2 - self.h2 - self.co - self.o3 - self.n2o)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planet:
+    """One tidally locked planet: what is observed, its atmosphere, and where the numbers are from."""
+
+    name: str
+    system_id: str
+    radius_earth: float
+    gravity_m_s2: float
+    rotation_period_d: float  # equal to the orbital period
+    irradiance_w_m2: float
+    star_temperature_k: float
+    star_radius_sun: float
+    star_mass_sun: float
+    semi_major_axis_au: float
+    atmosphere: Atmosphere
+    climate_model: str = "um"  # general circulation model that the emulator imitates
+    source: str = "synthetic"
+
+    def parameters(self) -> np.ndarray:
+        """Return the observable parameters, K float32 in the order of variables.PLANET."""
+        return np.array([getattr(self, v.name) for v in PLANET], np.float32)
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything as one flat JSON dictionary; gases are volume fractions."""
+        table = asdict(self)
+        atmosphere = table.pop("atmosphere")
+        return {**table, **atmosphere, "n2": self.atmosphere.n2, "atmosphere_source": "imposed prior, not simulated"}
+
+
+# --- synthetic systems ------------------------------------------------------------------------------------------------
+# Imposed priors, log-uniform between the bounds (volume fractions): one family a planet. Bounds follow the ranges
+# explored for Archean and modern Earth (Catling & Zahnle 2020), volcanic reduced air (Liggins et al. 2022) and
+# CO2-N2 worlds; what is not listed is absent.
+FAMILIES: dict[str, dict[str, tuple[float, float]]] = {
+    "reduced": {"co2": (1e-4, 0.3), "ch4": (1e-5, 0.02), "h2": (1e-4, 0.03), "co": (1e-6, 1e-3)},
+    "carbon dioxide": {"co2": (0.05, 0.95), "co": (1e-6, 2e-3), "ch4": (1e-8, 1e-5), "h2": (1e-8, 1e-4)},
+    "nitrogen": {"co2": (1e-5, 2e-2), "ch4": (1e-8, 1e-4), "h2": (1e-8, 1e-4), "co": (1e-9, 1e-5)},
+    "oxygenated": {
+        "co2": (1e-4, 0.05),
+        "o2": (1e-3, 0.35),
+        "ch4": (1e-8, 1e-5),
+        "o3": (1e-8, 1e-6),
+        "n2o": (1e-8, 1e-6),
+    },
+}
+CLIMATE_MODELS = ("um", "exocam")  # the two that the emulator's authors recommend
+
+
+def sample_systems(planets: int, seed: int) -> Iterator[Planet]:
+    """Yield planets in a fixed order that is a function of (seed): synthetic systems of 1-4, and known planets.
+
+    Every parameter lies inside CLIMATE_RANGES. About KNOWN_SHARE of the planets are known ones (those inside the
+    ranges), each time under a newly drawn atmosphere, with their own name and system.
+    """
+    known = [p for p in known_planets() if not out_of_range(p)]
+    made, system = 0, 0
+    while made < planets:
+        rng = np.random.default_rng([seed, 71, system])
+        if rng.random() < KNOWN_SHARE * 2.2:  # a synthetic system has 2.2 planets in the mean, a known one counts once
+            group = [_with_atmosphere(known[rng.integers(len(known))], rng)]
+        else:
+            group = _synthetic_system(f"S{seed}-{system:06d}", rng)
+        yield from group[: planets - made]
+        made += len(group)
+        system += 1
+
+
+def _synthetic_system(system_id: str, rng: np.random.Generator) -> list[Planet]:
+    temperature = float(rng.uniform(2550.0, 4700.0))
+    mass, luminosity = star(temperature)
+    planets: list[Planet] = []
+    for letter in "bcde"[: rng.choice([1, 2, 3, 4], p=[0.3, 0.35, 0.2, 0.15])]:
+        planet = _synthetic_planet(f"{system_id} {letter}", system_id, temperature, mass, luminosity, rng)
+        planets.append(planet)
+    return planets
+
+
+def _synthetic_planet(
+    name: str, system_id: str, temperature: float, mass: float, luminosity: float, rng: np.random.Generator
+) -> Planet:
+    low, high = CLIMATE_RANGES["rotation_period_d"]
+    while True:
+        irradiance = float(rng.uniform(*CLIMATE_RANGES["irradiance_w_m2"]))
+        axis = math.sqrt(luminosity * SOLAR_IRRADIANCE_W_M2 / irradiance)
+        period = 365.25 * axis**1.5 / math.sqrt(mass)
+        if low <= period <= high:
+            break
+    while True:  # rocky: M = R^(1/0.27) of Zeng et al. 2016 gives g = R^1.7, here with 12 % scatter
+        radius = float(rng.uniform(*CLIMATE_RANGES["radius_earth"]))
+        gravity = EARTH_GRAVITY_M_S2 * radius ** (1 / 0.27 - 2.0) * math.exp(0.12 * rng.standard_normal())
+        if CLIMATE_RANGES["gravity_m_s2"][0] <= gravity <= CLIMATE_RANGES["gravity_m_s2"][1]:
+            break
+    return _with_atmosphere(
+        Planet(
+            name=name,
+            system_id=system_id,
+            radius_earth=radius,
+            gravity_m_s2=gravity,
+            rotation_period_d=period,
+            irradiance_w_m2=irradiance,
+            star_temperature_k=temperature,
+            star_radius_sun=math.sqrt(luminosity) * (SOLAR_TEMPERATURE_K / temperature) ** 2,
+            star_mass_sun=mass,
+            semi_major_axis_au=axis,
+            atmosphere=Atmosphere(surface_pressure_bar=1.0, co2=4e-4),
+        ),
+        rng,
+    )
+
+
+def draw_atmosphere(rng: np.random.Generator) -> Atmosphere:
+    """Draw a family, a surface pressure (log-uniform, 0.5-5 bar) and its gases."""
+    family = list(FAMILIES)[rng.integers(len(FAMILIES))]
+    gases = {name: float(10 ** rng.uniform(*np.log10(bounds))) for name, bounds in FAMILIES[family].items()}
+    pressure = float(10 ** rng.uniform(*np.log10(CLIMATE_RANGES["surface_pressure_bar"])))
+    return Atmosphere(surface_pressure_bar=pressure, family=family, **gases)
+
+
+def _with_atmosphere(planet: Planet, rng: np.random.Generator) -> Planet:
+    table = {f.name: getattr(planet, f.name) for f in fields(planet)}
+    model = CLIMATE_MODELS[rng.integers(len(CLIMATE_MODELS))]
+    return Planet(**{**table, "atmosphere": draw_atmosphere(rng), "climate_model": model})
+
+
+def star(temperature_k: float) -> tuple[float, float]:
+    """Return mass and luminosity (solar units) of a main-sequence star of this effective temperature.
+
+    Source:
+        Cassisi & Salaris 2019 with Duric 2004 below 3300 K; Mann et al. 2013 from 3300 to 4800 K; Moya et al. 2018 above:
+        the relations behind the climate emulator's training set, so that period, flux and star agree with it.
+    """
+    t = temperature_k
+    if t < 3300.0:
+        luminosity = (0.763 * t / 5777 - 0.224) ** 2 * (t / 5777) ** 4
+        return (luminosity / 0.23) ** (1 / 2.3), luminosity
+    if t < 4800.0:
+        mass = float(np.polyval((2.65e-10, -3.488e-6, 1.544e-2, -22.297), t))
+        return mass, float(np.polyval((2.95e-11, -2.49e-7, 7.40e-4, -0.781), t))
+    mass = -0.964 + 3.475e-4 * t
+    return mass, 10 ** ((math.log10(mass) + 0.0008) / 0.2227)
+
+
+def out_of_range(planet: Planet) -> list[str]:
+    """Return "name=value outside [low, high]" for each parameter that the climate source was not trained on."""
+    values = {**planet.facts()}
+    return [
+        f"{name}={values[name]:.4g} outside [{low:g}, {high:g}]"
+        for name, (low, high) in CLIMATE_RANGES.items()
+        if not low <= values[name] <= high
+    ]
+
+
+# --- known planets and catalogues -------------------------------------------------------------------------------------
+@cache
+def known_planets() -> tuple[Planet, ...]:
+    """Return the planets of known_planets.csv, under 1 bar of N2 with 400 ppm CO2 until an atmosphere is drawn."""
+    return tuple(read_catalogue(Path(__file__).with_name("known_planets.csv")))
+
+
+def read_catalogue(path: str | Path) -> list[Planet]:
+    """Read planets from a CSV with the column names of the NASA Exoplanet Archive; `#` lines are skipped.
+
+    Needs pl_name, hostname, pl_rade (Earth radii), pl_bmasse (Earth masses), pl_orbper (d), pl_insol (Earth = 1),
+    st_teff (K), st_rad and st_mass (solar units), pl_orbsmax (au). Rotation is taken as locked to the orbit.
+
+    Raises:
+        InputError: The file or a column is missing, or a value is no number or outside the ranges of variables.PLANET.
+    """
+    path = Path(path)
+    try:
+        lines = [(i, line) for i, line in enumerate(path.read_text().splitlines(), 1) if line and not line.startswith("#")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give a CSV of the NASA Exoplanet Archive") from None
+    reader = csv.DictReader(line for _, line in lines)
+    needed = ("pl_name", "hostname", "pl_rade", "pl_bmasse", "pl_orbper", "pl_orbsmax", "pl_insol", "st_teff", "st_rad", "st_mass")
+    missing = [c for c in needed if c not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(f"{path}: column {missing[0]} is missing; download the table with the columns {', '.join(needed)}")
+    return [_from_row(path, number, row) for (number, _), row in zip(lines[1:], reader, strict=True)]
+
+
+def _from_row(path: Path, number: int, row: dict[str, str]) -> Planet:
+    def value(column: str) -> float:
+        try:
+            return float(row[column])
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{path}, line {number}: {column}={row[column]!r} is no number; fill it in or remove the line"
+            ) from None
+
+    radius = value("pl_rade")
+    planet = Planet(
+        name=row["pl_name"],
+        system_id=row["hostname"],
+        radius_earth=radius,
+        gravity_m_s2=EARTH_GRAVITY_M_S2 * value("pl_bmasse") / radius**2 if radius > 0 else math.nan,
+        rotation_period_d=value("pl_orbper"),
+        irradiance_w_m2=SOLAR_IRRADIANCE_W_M2 * value("pl_insol"),
+        star_temperature_k=value("st_teff"),
+        star_radius_sun=value("st_rad"),
+        star_mass_sun=value("st_mass"),
+        semi_major_axis_au=value("pl_orbsmax"),
+        atmosphere=Atmosphere(surface_pressure_bar=1.0, co2=4e-4),
+        source=f"{row.get('citation') or path.name}",
+    )
+    for variable, number_ in zip(PLANET, planet.parameters(), strict=True):
+        if not variable.low <= number_ <= variable.high:
+            raise InputError(
+                f"{path}, line {number}: {planet.name} has {variable.name}={number_:g} {variable.unit}, outside "
+                f"[{variable.low:g}, {variable.high:g}]; check the unit or remove the line"
+            )
+    return planet
+
+
+def find_planet(name_or_file: str) -> Planet:
+    """Return a known planet by name (case does not matter), or the one planet of a JSON or CSV file.
+
+    A JSON file holds the fields of Planet; `atmosphere` is a table of surface_pressure_bar and volume fractions.
+
+    Raises:
+        InputError: No such planet or file (the nearest name is shown), a field is wrong, or the climate source does not
+            cover it.
+    """
+    path = Path(name_or_file)
+    if path.suffix in (".json", ".csv"):
+        planet = _from_json(path) if path.suffix == ".json" else read_catalogue(path)[0]
+    else:
+        names = {p.name.lower(): p for p in known_planets()}
+        if name_or_file.lower() not in names:
+            near = difflib.get_close_matches(name_or_file.lower(), names, n=1, cutoff=0.4)
+            hint = f"did you mean {names[near[0]].name!r}?" if near else "known: " + ", ".join(p.name for p in names.values())
+            raise InputError(f"planet={name_or_file!r}: not in the table; {hint} Or give a .json or .csv file")
+        planet = names[name_or_file.lower()]
+    outside = out_of_range(planet)
+    if outside:
+        raise InputError(f"planet={planet.name}: {outside[0]}, where the climate source was not trained; choose another planet")
+    return planet
+
+
+def _from_json(path: Path) -> Planet:
+    try:
+        table = json.loads(path.read_text())
+        atmosphere = Atmosphere(**table.pop("atmosphere"))
+        return Planet(**{"name": path.stem, "system_id": path.stem, **table}, atmosphere=atmosphere)
+    except InputError:
+        raise
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); give the fields of a planet") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: {error}; needed are {', '.join(v.name for v in PLANET)} and atmosphere "
+            "{surface_pressure_bar, co2, ch4, o2, h2, co, o3, n2o}"
+        ) from None
+
+
+# --- the habitable zone -----------------------------------------------------------------------------------------------
+# Kopparapu et al. 2014, ApJL 787 L29, table 1 (1 Earth mass): S_eff = S_sun + a T + b T^2 + c T^3 + d T^4, T = T_star - 5780 K.
+_HZ = {
+    "recent_venus": (1.776, 2.136e-4, 2.533e-8, -1.332e-11, -3.097e-15),
+    "runaway_greenhouse": (1.107, 1.332e-4, 1.580e-8, -8.308e-12, -1.931e-15),
+    "maximum_greenhouse": (0.356, 6.171e-5, 1.698e-9, -3.198e-12, -5.575e-16),
+    "early_mars": (0.320, 5.547e-5, 1.526e-9, -2.874e-12, -5.011e-16),
+}
+
+
+def hz_limits(star_temperature_k: np.ndarray | float) -> dict[str, np.ndarray]:
+    """Return the effective flux (Earth = 1) at each edge of the habitable zone, hot to cold."""
+    t = np.asarray(star_temperature_k, float) - 5780.0
+    return {name: s + a * t + b * t**2 + c * t**3 + d * t**4 for name, (s, a, b, c, d) in _HZ.items()}
+
+
+def hz_rule_score(planet: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (score, probability) of the habitable-zone rule for planets, n K in the order of variables.PLANET.
+
+    The score grows from the edges of the conservative zone (runaway to maximum greenhouse) to its middle, in log flux;
+    the probability is 1 inside the zone and 0 outside.
+    """
+    names = [v.name for v in PLANET]
+    flux = planet[:, names.index("irradiance_w_m2")] / SOLAR_IRRADIANCE_W_M2
+    limits = hz_limits(planet[:, names.index("star_temperature_k")])
+    score = np.minimum(np.log(limits["runaway_greenhouse"] / flux), np.log(flux / limits["maximum_greenhouse"]))
+    return score, (score >= 0).astype(float)
