@@ -18,7 +18,6 @@ from data_pipeline.errors import InputError
 from models.configs import ModelConfig, require
 
 PARTS = ("graph_vae", "cnn", "llm", "unified")
-DTYPES = ("float32", "bfloat16")
 ENGINES = ("deepspeed", "local")
 TEXT_MODES = ("mixed", "full", "observable")
 LOSS_WEIGHTS: Mapping[str, float] = types.MappingProxyType(
@@ -101,7 +100,6 @@ class TrainConfig:
     save_every_steps: int = 100
     keep_checkpoints: int = 2
     deadline_s: float = 0.0  # save and stop after this many seconds of training; 0: none
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen language model; what is trained stays float32
     engine: Literal["deepspeed", "local"] = "deepspeed"
     ds_config: str = ""  # a DeepSpeed JSON; "": ds_configs/zero3_cpu.json without a GPU, ds_configs/zero3.json with one
     process_group_timeout_s: float = 1800.0
@@ -109,7 +107,6 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.part in PARTS, "train.part", self.part, f"choose from {PARTS}")
-        require(self.dtype in DTYPES, "train.dtype", self.dtype, f"choose from {DTYPES}")
         require(self.engine in ENGINES, "train.engine", self.engine, f"choose from {ENGINES}")
         for name in ("steps", "accumulation", "eval_every_steps", "save_every_steps", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")

@@ -20,9 +20,9 @@ OURS = {
     "gradient_clipping": "optim.clip_norm",
     "optimizer": "optim.lr, optim.beta1, optim.weight_decay",
     "scheduler": "optim.lr_warmup_steps and optim.final_lr_share",
-    "bf16": "train.dtype",
-    "fp16": "train.dtype",
-    "torch_autocast": "train.dtype",
+    "bf16": "model.language.dtype",
+    "fp16": "model.language.dtype",
+    "torch_autocast": "model.language.dtype",
     "tensorboard": "log.tensorboard",
 }
 _OFFLOAD_PARAM = ("device", "nvme_path", "buffer_count", "buffer_size", "max_in_cpu", "pin_memory")

@@ -13,10 +13,10 @@ from trainers.config import PARTS, DataConfig, OptimConfig, RunConfig, TrainConf
 def quickstart(part: str) -> RunConfig:
     """Small networks on two CPU cores, for about 2,400 planets."""
     model = ModelConfig(
-        graph=GraphVAEConfig(width=96, encoder_layers=3, decoder_layers=3),
+        graph=GraphVAEConfig(width=96),
         climate=ClimateConfig(width=24, latent_dim=96),
         spectrum=SpectrumConfig(width=48, latent_dim=48),
-        language=LanguageConfig(lora=LoRAConfig(rank=8)),
+        language=LanguageConfig(dtype="bfloat16", lora=LoRAConfig(rank=8)),
         fusion=FusionConfig(width=96, layers=2, dropout=0.0),
     )
     steps = {"graph_vae": 600, "cnn": 300, "llm": 100, "unified": 200}[part]
@@ -28,7 +28,6 @@ def quickstart(part: str) -> RunConfig:
         train=TrainConfig(
             part=part,  # type: ignore[arg-type]
             steps=steps,
-            dtype="bfloat16",
             eval_every_steps=max(25, steps // 4),
             save_every_steps=max(50, steps // 2),
         ),
@@ -42,7 +41,7 @@ def one_gpu(part: str) -> RunConfig:
             graph=GraphVAEConfig(width=256, heads=8, encoder_layers=6, decoder_layers=6),
             climate=ClimateConfig(width=96, latent_dim=256),
             spectrum=SpectrumConfig(width=128, latent_dim=128),
-            language=LanguageConfig(lora=LoRAConfig(rank=16, alpha=32.0)),
+            language=LanguageConfig(dtype="bfloat16", lora=LoRAConfig(rank=16, alpha=32.0)),
             fusion=FusionConfig(width=256, heads=8, layers=4, dropout=0.0),
         ),
         data=DataConfig(samples_per_rank=64, max_tokens=256),
@@ -50,7 +49,6 @@ def one_gpu(part: str) -> RunConfig:
         train=TrainConfig(
             part=part,  # type: ignore[arg-type]
             steps=10_000,
-            dtype="bfloat16",
             eval_every_steps=500,
             eval_batches=16,
             save_every_steps=1_000,

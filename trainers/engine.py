@@ -1,0 +1,491 @@
+"""Make training steps: with DeepSpeed ZeRO-3 on any number of ranks, or in plain torch as the reference for it.
+
+The only module that imports deepspeed. `python -m trainers.engine --build-ops` compiles what DeepSpeed would otherwise
+compile at its first start, where two ranks that compile at once can hang each other.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data_pipeline.batch import Batch
+from data_pipeline.errors import InputError
+from models.losses import Term, weighted_total
+from models.objectives import ObjectiveOutput
+from trainers import ds_config, optim
+from trainers.config import RunConfig
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss or a gradient is NaN or infinite; the message names the terms."""
+
+
+class StepReport(NamedTuple):
+    """What one step did, equal on all ranks."""
+
+    step: int  # steps done, this one included
+    loss: float
+    means: dict[str, float]  # of each term over all samples of the step
+    grad_norm: float  # before clipping
+    lr: dict[str, float]  # by part
+    samples: int
+    tokens: int
+
+
+class Evaluated(NamedTuple):
+    """Terms summed over all ranks, and the outputs for this rank's samples."""
+
+    terms: dict[str, Term]
+    outputs: dict[str, Tensor]
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on with any number of ranks, in float32 on the CPU; by parameter name."""
+
+    step: int
+    parameters: dict[str, Tensor]
+    exp_avg: dict[str, Tensor]  # empty before the first step
+    exp_avg_sq: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Repeats one objective's step; every method but the plain attributes is called by all ranks together."""
+
+    objective: nn.Module
+    config: RunConfig
+    rank: int
+    world: int
+    zero_stage: int
+    device: torch.device
+    step: int
+
+    @property
+    def is_main(self) -> bool:
+        """This rank writes files and logs."""
+        ...
+
+    def train_step(self, *micro_batches: Batch) -> StepReport:
+        """Accumulate the gradients of `train.accumulation` micro-batches and make one step."""
+        ...
+
+    def evaluate(self, batch: Batch) -> Evaluated:
+        """Compute every term and output of one batch, without gradients."""
+        ...
+
+    def weights(self, prefix: str = "") -> dict[str, Tensor]:
+        """Return the trainable parameters and buffers below a module as float32 on the CPU; {} on other ranks than 0."""
+        ...
+
+    def state(self) -> TrainState:
+        """Return the state on rank 0, an empty one elsewhere."""
+        ...
+
+    def load_state(self, state: TrainState) -> None:
+        """Take over a state that every rank holds in full."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over parameters and buffers by name, the rest stays; every rank holds them in full."""
+        ...
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether the flag is set on any rank."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks in order."""
+        ...
+
+
+def non_finite(named: Mapping[str, float]) -> list[str]:
+    """Return the names whose value is NaN or infinite."""
+    return [name for name, value in named.items() if not math.isfinite(value)]
+
+
+def seed_step(config: RunConfig, step: int, rank: int) -> None:
+    """Seed torch from (seed, step, rank) alone, so that a resumed step draws what it would have drawn."""
+    torch.manual_seed((config.train.seed * 1_000_003 + step) * 8_191 + rank)
+
+
+def persistent_buffers(objective: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that belong into a checkpoint."""
+    parameters = {name for name, _ in objective.named_parameters(remove_duplicate=False)}
+    kept = set(objective.state_dict()) - parameters
+    return {name: buffer for name, buffer in objective.named_buffers() if name in kept}
+
+
+class LocalEngine:
+    """Plain torch in one process: what every other engine has to agree with."""
+
+    zero_stage = 0
+    rank = 0
+    world = 1
+    is_main = True
+
+    def __init__(self, objective: nn.Module, config: RunConfig) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(f"train.engine=local with {os.environ['WORLD_SIZE']} ranks: start one process, or use deepspeed")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.objective = objective.to(self.device)
+        self.config = config
+        self.step = 0
+        self.optimizer = optim.adamw(
+            optim.parameter_groups(objective, config.optim), config.optim, self.device.type == "cuda"
+        )
+        self._trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+        self._buffers = persistent_buffers(objective)
+
+    def train_step(self, *micro_batches: Batch) -> StepReport:
+        """See Engine."""
+        seed_step(self.config, self.step, self.rank)
+        self.objective.train()
+        lr = optim.set_lr(self.optimizer, self.step, self.config.train.steps, self.config.optim)
+        self.optimizer.zero_grad(set_to_none=False)
+        means: list[dict[str, float]] = []
+        for batch in micro_batches:
+            output: ObjectiveOutput = self.objective(batch.to(self.device))
+            total = weigh(output.terms, self.config, None)
+            means.append(finite_means(total.means, self.step))
+            (total.loss / len(micro_batches)).backward()
+        for parameter in self._trained.values():
+            if parameter.grad is None:  # plain torch would leave it without weight decay; ZeRO-3 does not
+                parameter.grad = torch.zeros_like(parameter)
+        norm = float(nn.utils.clip_grad_norm_(self._trained.values(), self.config.optim.clip_norm))
+        refuse_norm(norm, self.step)
+        self.optimizer.step()
+        self.step += 1
+        return report(self.step, means, norm, lr, micro_batches, tokens_of(micro_batches), 1)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Evaluated:
+        """See Engine."""
+        self.objective.eval()
+        output: ObjectiveOutput = self.objective(batch.to(self.device))
+        return Evaluated(output.terms, output.outputs)
+
+    def weights(self, prefix: str = "") -> dict[str, Tensor]:
+        """See Engine."""
+        named = {**self._trained, **self._buffers}
+        return {n: t.detach().cpu().clone() for n, t in named.items() if n.startswith(prefix)}
+
+    def state(self) -> TrainState:
+        """See Engine."""
+        moments: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
+        if self.step:
+            for key, moment in moments.items():
+                moment.update({n: self.optimizer.state[p][key].cpu().clone() for n, p in self._trained.items()})
+        weights = self.weights()
+        return TrainState(
+            self.step,
+            {n: weights[n] for n in self._trained},
+            moments["exp_avg"],
+            moments["exp_avg_sq"],
+            {n: weights[n] for n in self._buffers},
+        )
+
+    def load_state(self, state: TrainState) -> None:
+        """See Engine."""
+        self.load_weights({**state.parameters, **state.buffers})
+        self.step = state.step
+        if state.step:
+            for name, parameter in self._trained.items():
+                self.optimizer.state[parameter] = {
+                    "step": adam_step(state.step, parameter),
+                    "exp_avg": state.exp_avg[name].to(parameter).clone(),
+                    "exp_avg_sq": state.exp_avg_sq[name].to(parameter).clone(),
+                }
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """See Engine."""
+        named = {**self._trained, **self._buffers}
+        for name, value in weights.items():
+            named[name].copy_(value)
+
+    def any(self, flag: bool) -> bool:
+        """See Engine."""
+        return flag
+
+    def gather(self, value: Any) -> list[Any]:
+        """See Engine."""
+        return [value]
+
+
+class DeepSpeedEngine:
+    """ZeRO-3: every rank holds its share of the parameters, gradients and moments, and a share of each batch."""
+
+    zero_stage = 3
+
+    def __init__(self, objective: nn.Module, config: RunConfig) -> None:
+        deepspeed = start(config.train.process_group_timeout_s)
+        from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
+
+        on_gpu = torch.cuda.is_available()
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        self.config = config
+        self.step = 0
+        table = ds_config.read(ds_config.path_of(config, on_gpu))
+        groups = optim.parameter_groups(objective, config.optim)
+        if ds_config.offloads_optimizer(table):
+            betas = (config.optim.beta1, config.optim.beta2)
+            optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, lr=config.optim.lr, betas=betas, adamw_mode=True)
+        else:
+            optimizer = optim.adamw(groups, config.optim, on_gpu)
+        for module in objective.leaf_modules():  # type: ignore[operator]
+            set_z3_leaf_module(module, True)
+        self._engine, *_ = deepspeed.initialize(
+            model=objective,
+            optimizer=optimizer,
+            config=ds_config.complete(table, config, self.world),
+            dist_init_required=False,
+        )
+        self.objective = objective
+        self._zero = self._engine.optimizer
+        self._trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+        self._buffers = persistent_buffers(objective)
+        self._gathered = deepspeed.zero.GatheredParameters
+
+    @property
+    def is_main(self) -> bool:
+        """See Engine."""
+        return self.rank == 0
+
+    def train_step(self, *micro_batches: Batch) -> StepReport:
+        """See Engine."""
+        seed_step(self.config, self.step, self.rank)
+        self._engine.train()
+        lr = optim.set_lr(self._zero.optimizer, self.step, self.config.train.steps, self.config.optim)
+        means = []
+        for batch in micro_batches:
+            output: ObjectiveOutput = self._engine(batch.to(self.device))
+            total = weigh(output.terms, self.config, self._sum)
+            means.append(finite_means(total.means, self.step))  # the same on all ranks: none goes on alone
+            self._engine.backward(total.loss)  # divides by train.accumulation, averages over ranks
+            self._engine.step()
+        norm = float(self._engine.get_global_grad_norm())
+        refuse_norm(norm, self.step)
+        self.step += 1
+        tokens = int(self._sum(torch.tensor([float(tokens_of(micro_batches))], device=self.device)))
+        return report(self.step, means, norm, lr, micro_batches, tokens, self.world)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Evaluated:
+        """See Engine."""
+        self._engine.eval()
+        output: ObjectiveOutput = self._engine(batch.to(self.device))
+        names = list(output.terms)
+        packed = torch.stack([x.float() for n in names for x in output.terms[n]])
+        totals = self._sum(packed).view(-1, 2)
+        return Evaluated({n: Term(*row) for n, row in zip(names, totals, strict=True)}, output.outputs)
+
+    def weights(self, prefix: str = "") -> dict[str, Tensor]:
+        """See Engine."""
+        weights = {}
+        for name, parameter in self._trained.items():
+            if name.startswith(prefix):
+                value = self._zero.get_full_hp_param(parameter)  # the float32 master
+                if self.is_main:
+                    weights[name] = value.detach().cpu().clone()
+        if self.is_main:
+            weights |= {n: b.detach().cpu().clone() for n, b in self._buffers.items() if n.startswith(prefix)}
+        return weights
+
+    def state(self) -> TrainState:
+        """See Engine."""
+        weights = self.weights()
+        moments: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
+        for key, moment in moments.items():
+            for name, parameter in self._trained.items() if self.step else ():
+                value = self._zero.get_full_hp_param(parameter, optim_state_key=key)
+                if self.is_main:
+                    moment[name] = value.detach().cpu().clone()
+        return TrainState(
+            self.step,
+            {n: weights[n] for n in self._trained if n in weights},
+            moments["exp_avg"],
+            moments["exp_avg_sq"],
+            {n: weights[n] for n in self._buffers if n in weights},
+        )
+
+    def load_state(self, state: TrainState) -> None:
+        """See Engine."""
+        self.load_weights({**state.parameters, **state.buffers})
+        self.step = state.step
+        if not state.step:
+            return
+        for flat in self._zero.fp32_partitioned_groups_flat:
+            self._zero.optimizer.state[flat] = {
+                "step": adam_step(state.step, flat) if isinstance(self._zero.optimizer, torch.optim.AdamW) else state.step,
+                "exp_avg": torch.zeros_like(flat),
+                "exp_avg_sq": torch.zeros_like(flat),
+            }
+        for name, parameter in self._trained.items():
+            self._zero.set_local_hp_param(self._slice(parameter, state.exp_avg[name]), parameter, "exp_avg")
+            self._zero.set_local_hp_param(self._slice(parameter, state.exp_avg_sq[name]), parameter, "exp_avg_sq")
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """See Engine."""
+        for name, value in weights.items():
+            if name in self._buffers:
+                self._buffers[name].copy_(value)
+                continue
+            parameter = self._trained[name]
+            with self._gathered([parameter], modifier_rank=0):
+                if self.is_main:
+                    parameter.copy_(value)
+            self._zero.set_local_hp_param(self._slice(parameter, value), parameter)
+
+    def any(self, flag: bool) -> bool:
+        """See Engine."""
+        return bool(self._sum(torch.tensor([float(flag)], device=self.device)) > 0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """See Engine."""
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def _sum(self, values: Tensor) -> Tensor:
+        dist.all_reduce(values)
+        return values
+
+    def _slice(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """Return this rank's share of a full value; ZeRO-3 pads the last share with zeros."""
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        flat = torch.zeros(size * self.world)
+        flat[: value.numel()] = value.flatten()
+        return flat[size * self.rank : size * (self.rank + 1)].to(self.device)
+
+
+def weigh(terms: Mapping[str, Term], config: RunConfig, reduce_items: Any) -> Any:
+    """Weigh the terms that this objective has."""
+    return weighted_total(terms, {n: w for n, w in config.loss_weights.items() if n in terms}, reduce_items)
+
+
+def finite_means(means: Mapping[str, Tensor], step: int) -> dict[str, float]:
+    """Return the means as numbers.
+
+    Raises:
+        NonFiniteLossError: One of them is NaN or infinite.
+    """
+    names = list(means)
+    values = dict(zip(names, torch.stack([means[n] for n in names]).tolist(), strict=True))
+    if bad := non_finite({n: v for n, v in values.items() if n != "loss"}) or non_finite(values):
+        raise NonFiniteLossError(
+            f"step {step + 1}: {', '.join(f'{n}={values[n]}' for n in bad)}: not finite; lower optim.lr, or look at the data"
+        )
+    return values
+
+
+def refuse_norm(norm: float, step: int) -> None:
+    """Stop the run when the gradient is not finite.
+
+    Raises:
+        NonFiniteLossError: It is NaN or infinite.
+    """
+    if not math.isfinite(norm):
+        raise NonFiniteLossError(f"step {step + 1}: grad_norm={norm}: not finite although the losses are; lower optim.lr")
+
+
+def report(
+    step: int, means: list[dict[str, float]], norm: float, lr: dict[str, float], batches: tuple[Batch, ...], tokens: int,
+    world: int,
+) -> StepReport:  # fmt: skip
+    """Average what the micro-batches of a step said."""
+    mean = {n: sum(m[n] for m in means) / len(means) for n in means[0]}
+    samples = sum(len(b.sample_ids) for b in batches) * world
+    return StepReport(step, mean.pop("loss"), mean, norm, lr, samples, tokens)
+
+
+def tokens_of(batches: tuple[Batch, ...]) -> int:
+    """Return the number of text tokens that are read."""
+    return sum(int(b.text.attention_mask.sum()) for b in batches)
+
+
+def adam_step(step: int, like: Tensor) -> Tensor:
+    """Return torch's step counter of a parameter; the fused AdamW keeps it on the device."""
+    return torch.tensor(float(step), device=like.device if like.is_cuda else "cpu")
+
+
+def build_engine(objective: nn.Module, config: RunConfig) -> Engine:
+    """Return the engine that the config names."""
+    return LocalEngine(objective, config) if config.train.engine == "local" else DeepSpeedEngine(objective, config)
+
+
+def import_deepspeed() -> Any:
+    """Import DeepSpeed for the device that is here."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if (arch := os.environ.get("TORCH_CUDA_ARCH_LIST", "")).endswith("a"):
+        os.environ["TORCH_CUDA_ARCH_LIST"] = arch.removesuffix("a")  # the op builder reads "9.0a" as a number and crashes
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel("WARNING")
+    return deepspeed
+
+
+def start(timeout_s: float) -> Any:
+    """Join the other ranks that the environment names, or be a group of one; return the deepspeed module."""
+    deepspeed = import_deepspeed()
+    if not dist.is_initialized():
+        single = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        if "RANK" not in os.environ:
+            os.environ.update(single | {"MASTER_PORT": os.environ.get("MASTER_PORT", str(free_port()))})
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        deepspeed.init_distributed(
+            dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+            auto_mpi_discovery=False,
+            timeout=timedelta(seconds=timeout_s),
+            verbose=False,
+        )
+    return deepspeed
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody uses at the moment."""
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def finish(status: int) -> NoReturn:
+    """End this rank at once with an exit code; DeepSpeed now and then aborts while Python tears modules down."""
+    if dist.is_initialized():
+        if status == 0:
+            dist.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def build_ops() -> None:
+    """Compile DeepSpeed's shared-memory communication (CPU only), once and kept in TORCH_EXTENSIONS_DIR."""
+    import_deepspeed()
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is not None and builder.is_compatible():
+        builder.load(verbose=False)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--build-ops"]:
+        sys.exit("usage: python -m trainers.engine --build-ops")
+    build_ops()
