@@ -27,7 +27,7 @@ from data_pipeline.shards import absent_graph, split_of
 from data_pipeline.variables import MAX_METABOLITES
 
 HABITABLE_WATER_SHARE = 0.20  # of the surface at 273.15-373.15 K, area weighted
-Pair = tuple[str, tuple[str, ...]]  # organism, sorted nutrients
+Pair = tuple[str, tuple[str, ...]]  # organism, sorted nutrients of those that it knows
 
 
 def observe(planets: Sequence[Planet], sample_ids: Sequence[str], split: str, seed: int) -> list[Sample]:
@@ -69,9 +69,12 @@ def _observe_one(planet: Planet, cube: np.ndarray, sample_id: str, split: str, s
 
 
 def inhabitants(surface: np.ndarray) -> list[Pair]:
-    """Return the organisms whose growth range holds this environment, each with the nutrients found there."""
-    supplied = metabolism.nutrients(surface)
-    return [(organism, supplied) for organism in metabolism.viable_organisms(surface)]
+    """Return the organisms whose growth range holds this environment, each with those of its nutrients that it knows.
+
+    What an organism cannot use is left out: two waters that differ in that alone are one question, and one split.
+    """
+    offered = metabolism.nutrients(surface)
+    return [(organism, metabolism.usable(organism, offered)) for organism in metabolism.viable_organisms(surface)]
 
 
 def solve(pair: Pair) -> GraphSample | None:
@@ -100,7 +103,8 @@ def pair_split(pair: Pair) -> str:
 
 
 def inhabit(sample: Sample, feasible: Sequence[Pair], graph: GraphSample | None) -> Sample:
-    """Return the sample with its label and, when one was chosen, its network."""
+    """Return the sample with its label and, when one was chosen, its network, on all nutrients of the environment."""
+    offered = tuple(metabolism.nutrients(sample.environment)) if sample.present[ENVIRONMENT_VECTOR] else ()
     present = sample.present.copy()
     present[GRAPH] = graph is not None
     habitable = sample.facts["liquid_water_share"] >= HABITABLE_WATER_SHARE and len(feasible) > 0
@@ -108,11 +112,10 @@ def inhabit(sample: Sample, feasible: Sequence[Pair], graph: GraphSample | None)
         "habitable": habitable,
         "feasible_organisms": len(feasible),
         "organism": graph.organism if graph is not None else "",
-        "nutrients": list(feasible[0][1]) if feasible else [],
+        "nutrients": list(offered),
     }
-    return replace(
-        sample, habitable=habitable, present=present, graph=graph or absent_graph(), facts={**sample.facts, **life}
-    )
+    shown = absent_graph() if graph is None else replace(graph, nutrients=offered)
+    return replace(sample, habitable=habitable, present=present, graph=shown, facts={**sample.facts, **life})
 
 
 def edge_names(graph: GraphSample) -> frozenset[tuple[str, str]]:

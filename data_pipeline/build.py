@@ -79,11 +79,10 @@ def build(out: str | Path, planets: int, seed: int = 0, workers: int = 1) -> Man
             raise InputError(f"{name}={value}: must be at least {low}")
     plan = {"kind": shards.KIND, "schema_version": shards.SCHEMA_VERSION, "planets": planets, "seed": seed}
     plan["sources"] = source_versions()
-    if (done := _open_folder(out, plan)) is not None:
+    if (done := _open_folder(out, plan, workers)) is not None:
         print(f"{out}: already complete, {done.planets} planets", flush=True)
         return done
     jobs = _jobs(planets, seed)
-    _require_space(out, planets, workers)
     with _pool(workers) as pool:
         missing = [j for j in jobs if not _there(out / j.file, len(j.sample_ids))]
         fresh = [j for j in missing if not _there(out / WORK / j.file, len(j.sample_ids))]
@@ -135,7 +134,7 @@ def source_versions() -> dict[str, str]:
 
 
 # --- folder and plan -------------------------------------------------------------------------------------------------
-def _open_folder(out: Path, plan: dict[str, Any]) -> Manifest | None:
+def _open_folder(out: Path, plan: dict[str, Any], workers: int) -> Manifest | None:
     """Return the manifest when the data set is there and whole; otherwise leave a folder that holds this plan."""
     way_out = "give a new or empty folder"
     if out.exists() and not out.is_dir():
@@ -156,6 +155,7 @@ def _open_folder(out: Path, plan: dict[str, Any]) -> Manifest | None:
         _require_same_plan(out, json.loads((work / PLAN).read_text()), plan)
     elif out.is_dir() and any(out.iterdir()):
         raise InputError(f"out={out}: not empty, and not a data set that this program was writing; {way_out}")
+    _require_space(out, plan["planets"], workers)
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -196,7 +196,7 @@ def _where(out: Path, job: Job) -> Path:
 def _require_space(out: Path, planets: int, workers: int) -> None:
     there = sum(path.stat().st_size for path in out.rglob("*.parquet"))
     needed = (planets + (workers + 1) * SHARD_ROWS) * SAMPLE_BYTES - there
-    free = shutil.disk_usage(out).free
+    free = shutil.disk_usage(next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())).free
     if free < needed:
         raise InputError(
             f"out={out}: {needed} bytes needed ({needed / 2**30:.2f} GiB), {free} free; free some space, "

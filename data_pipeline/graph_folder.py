@@ -31,14 +31,17 @@ def graph_samples(folder: str | Path) -> tuple[list[Sample], dict[str, Any]]:
     return [_sample(*found, rows) for found in graphs], {"metabolites": vocabulary}
 
 
-def _sample(name: str, graph: GraphSample, environment: np.ndarray, rows: dict[str, int]) -> Sample:
+def _sample(name: str, graph: GraphSample, environment: np.ndarray | None, rows: dict[str, int]) -> Sample:
     zeros = {key: np.zeros(shape, dtype) for key, (dtype, shape) in SAMPLE_TENSORS.items()}
     present = np.zeros(len(MODALITIES), bool)
-    present[[GRAPH, ENVIRONMENT_VECTOR]] = True
+    present[GRAPH] = True
+    if environment is not None:
+        present[ENVIRONMENT_VECTOR] = True
+        zeros["environment"] = environment
     draw = generator("graph file", name).random()
     index = np.array([rows[m] for m in graph.metabolites], dtype=np.int64)
     return Sample(
-        **{**zeros, "environment": environment, "present": present},
+        **{**zeros, "present": present},
         sample_id=name,
         system_id=name,
         name=name,

@@ -1,0 +1,121 @@
+"""Write and read single graphs: NPZ (`adj`, `env`, `meta`, optional `edge_type`, `x`) and GraphML."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from data_pipeline.batch import GraphSample
+from data_pipeline.errors import InputError
+from data_pipeline.graph_encoding import magnetic_laplacian
+from data_pipeline.variables import EDGE_TYPES, ENVIRONMENT, MAX_METABOLITES, NODE_FEATURES
+
+
+def write_npz(path: str | Path, graph: GraphSample, environment: np.ndarray) -> None:
+    """Write one graph with its environment (V)."""
+    nodes = len(graph.metabolites)
+    adjacency = np.zeros((nodes, nodes), np.uint8)
+    edge_type = np.zeros((nodes, nodes), np.uint8)
+    adjacency[tuple(graph.edge_index)] = 1
+    edge_type[tuple(graph.edge_index)] = graph.edge_type
+    meta = {"nodes": graph.metabolites, "organism": graph.organism, "nutrients": graph.nutrients}
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer, adj=adjacency, env=environment, meta=np.array(json.dumps(meta)), edge_type=edge_type, x=graph.features
+    )
+    Path(path).write_bytes(buffer.getvalue())
+
+
+def read_npz(path: str | Path) -> tuple[GraphSample, np.ndarray | None]:
+    """Read one graph and its environment; None when the file has none of the length of variables.ENVIRONMENT.
+
+    Only `adj` is needed. Nodes without names are n0, n1, ...; edges without types are of type 1; features that are absent
+    or of another length are zeros. metabolite_index is 0 until a vocabulary is given.
+
+    Raises:
+        InputError: The file is no NPZ, would need pickle, or its arrays do not fit together.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        meta = json.loads(str(arrays["meta"][()])) if "meta" in arrays else {}
+        adjacency = arrays["adj"] != 0
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"graph={path}: not an NPZ with `adj` and JSON `meta` ({error}); write it without pickle"
+        ) from error
+    nodes = len(adjacency)
+    if adjacency.shape != (nodes, nodes) or not 1 <= nodes <= MAX_METABOLITES:
+        raise InputError(
+            f"graph={path}: adj has shape {adjacency.shape}; it must be N x N with N from 1 to {MAX_METABOLITES}"
+        )
+    names = [str(n) for n in (meta.get("nodes") if isinstance(meta, dict) else None) or (f"n{i}" for i in range(nodes))]
+    if len(names) != nodes or len(set(names)) != nodes:
+        raise InputError(
+            f"graph={path}: meta.nodes holds {len(set(names))} different names for {nodes} nodes; name each node"
+        )
+    edge_index = np.stack(np.nonzero(adjacency)).astype(np.int64)
+    types = np.asarray(arrays.get("edge_type", adjacency), np.int64)
+    edge_type = types[tuple(edge_index)] if types.shape == adjacency.shape else np.zeros(0, np.int64)
+    if len(edge_type) != edge_index.shape[1] or ((edge_type < 1) | (edge_type >= len(EDGE_TYPES))).any():
+        raise InputError(f"graph={path}: edge_type must be N x N and 1 to {len(EDGE_TYPES) - 1} wherever adj is 1")
+    features = np.asarray(arrays.get("x", np.zeros(0)), np.float32)
+    if features.shape != (nodes, len(NODE_FEATURES)):
+        features = np.zeros((nodes, len(NODE_FEATURES)), np.float32)
+    environment = np.asarray(arrays.get("env", np.zeros(0)), np.float32).ravel()
+    if not np.isfinite(features).all() or not np.isfinite(environment).all():
+        raise InputError(f"graph={path}: x or env holds numbers that are not finite; fill them in")
+    graph = GraphSample(
+        metabolites=tuple(names),
+        metabolite_index=np.zeros(nodes, np.int64),
+        features=features,
+        positional=magnetic_laplacian(adjacency),
+        edge_index=edge_index,
+        edge_type=edge_type,
+        organism=str(meta.get("organism", "")),
+        nutrients=tuple(meta.get("nutrients", ())),
+    )
+    return graph, environment if environment.shape == (len(ENVIRONMENT),) else None
+
+
+def read_folder(folder: str | Path) -> list[tuple[str, GraphSample, np.ndarray | None]]:
+    """Read every *.npz of a folder in order of name, as (file name without ending, graph, environment).
+
+    Raises:
+        InputError: The folder does not exist or holds no graph, or one of them cannot be read.
+    """
+    paths = sorted(Path(folder).glob("*.npz"))
+    if not paths:
+        raise InputError(f"data.graphs={folder}: no .npz file there; give a folder with one NPZ a graph")
+    return [(path.stem, *read_npz(path)) for path in paths]
+
+
+def write_graphml(path: str | Path, graph: GraphSample, facts: dict[str, Any] | None = None) -> None:
+    """Write one graph as GraphML, as Cytoscape, Gephi and networkx read it; facts become attributes of the graph."""
+    keys = {("node", name): "double" for name in NODE_FEATURES} | {("edge", "type"): "string"}
+    keys |= {("graph", name): "string" for name in facts or {}}
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', '<graphml xmlns="http://graphml.graphdrawing.org/xmlns">']
+    for (owner, name), kind in keys.items():
+        lines.append(
+            f'<key id={quoteattr(f"{owner}_{name}")} for="{owner}" attr.name={quoteattr(name)} attr.type="{kind}"/>'
+        )
+    lines.append('<graph edgedefault="directed">')
+    lines += [_data(f"graph_{name}", value) for name, value in (facts or {}).items()]
+    for name, row in zip(graph.metabolites, graph.features, strict=True):
+        inner = "".join(_data(f"node_{key}", f"{value:g}") for key, value in zip(NODE_FEATURES, row, strict=True))
+        lines.append(f"<node id={quoteattr(name)}>{inner}</node>")
+    for (source, target), kind in zip(graph.edge_index.T, graph.edge_type, strict=True):
+        ends = f"source={quoteattr(graph.metabolites[source])} target={quoteattr(graph.metabolites[target])}"
+        lines.append(f"<edge {ends}>{_data('edge_type', EDGE_TYPES[kind])}</edge>")
+    Path(path).write_text("\n".join([*lines, "</graph>", "</graphml>", ""]), encoding="utf-8")
+
+
+def _data(key: str, value: Any) -> str:
+    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f"<data key={quoteattr(key)}>{text}</data>"
