@@ -49,7 +49,7 @@ def results(folder: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tenso
     return json.loads((folder / "curve.json").read_text()), load_file(folder / "weights.safetensors")
 
 
-def assert_same_curve(a: list[dict[str, float]], b: list[dict[str, float]], rel: float = 1e-5) -> None:
+def assert_same_curve(a: list[dict[str, float]], b: list[dict[str, float]], rel: float = 5e-5) -> None:
     for step, (left, right) in enumerate(zip(a, b, strict=True)):
         assert left == pytest.approx(right, rel=rel, abs=1e-6), f"step {step}"
 
@@ -61,7 +61,7 @@ def test_two_zero3_ranks_equal_one_plain_process(part: str, tmp_path: Path) -> N
     engine = engine_of(part, 1, "local")
     assert_same_curve(curve[:-1], train(engine))
     for name, value in engine.weights().items():
-        torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(weights[name], value, rtol=2e-5, atol=2e-5, msg=name)
 
 
 def test_a_rank_whose_samples_lack_modalities_does_not_hang(tmp_path: Path) -> None:
@@ -83,4 +83,4 @@ def test_a_run_goes_on_as_if_it_had_never_stopped_also_with_another_number_of_ra
     curve, weights = results(tmp_path / "parts")
     assert_same_curve(curve, whole_curve[2:])
     for name, value in whole.items():
-        torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(weights[name], value, rtol=2e-5, atol=2e-5, msg=name)

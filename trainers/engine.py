@@ -245,6 +245,7 @@ class DeepSpeedEngine:
             optimizer = optim.adamw(groups, config.optim, on_gpu)
         for module in objective.leaf_modules():  # type: ignore[operator]
             set_z3_leaf_module(module, True)
+            module.register_forward_pre_hook(_require_input_gradient)
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=optimizer,
@@ -368,6 +369,19 @@ class DeepSpeedEngine:
         flat = torch.zeros(size * self.world)
         flat[: value.numel()] = value.flatten()
         return flat[size * self.rank : size * (self.rank + 1)].to(self.device)
+
+
+def _require_input_gradient(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Make an input of a leaf module require a gradient, if none does.
+
+    DeepSpeed 0.19 reduces the gradients of a leaf module in a full backward hook. Torch calls that hook before the module
+    goes backward when none of the tensors among its positional arguments requires a gradient: zeros would be reduced.
+    """
+    if not torch.is_grad_enabled() or any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        return inputs
+    floats = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.is_floating_point()]
+    assert floats, f"leaf module {type(module).__name__} needs a float tensor among its positional arguments"
+    return tuple(x.detach().requires_grad_() if i == floats[0] else x for i, x in enumerate(inputs))
 
 
 def weigh(terms: Mapping[str, Term], config: RunConfig, reduce_items: Any) -> Any:
