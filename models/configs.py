@@ -28,6 +28,7 @@ class GraphVAEConfig:
     dropout: float = 0.0
     free_nats: float = 0.1  # KL of the global latent below this many nats a dimension costs nothing
     all_hidden: float = 0.25  # share of training samples that are decoded from latent and environment alone
+    node_draws: int = 8  # how often a training step hides metabolites of each network, with different shares
     sampling_steps: int = 8
     temperature: float = 1.0
 
@@ -44,7 +45,7 @@ class GraphVAEConfig:
         require(self.temperature >= 0.0, "model.graph.temperature", self.temperature, "must be 0 or more")
         for name in (
             "encoder_layers", "decoder_layers", "node_decoder_width", "node_latent_dim", "global_latent_dim",
-            "prior_components", "sampling_steps",
+            "prior_components", "node_draws", "sampling_steps",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"model.graph.{name}", getattr(self, name), "must be at least 1")
 

@@ -26,7 +26,7 @@ POSITIVE_WEIGHT = 3.0  # an existing edge weighs this much in the loss; the logi
 PAIR_WIDTH = 24  # hidden numbers a pair
 PAIR_HEAD_DIM = 16
 MAX_PAIR_ROWS = 65_536  # above this many known pairs (other people's graphs) a pair has no vector of its own
-_PLACE_STRIDE = 1 << 20  # noise of pair (i, j) does not depend on padding
+PLACE_STRIDE = 1 << 20  # noise of pair (i, j) does not depend on padding
 
 
 class PairScores(NamedTuple):
@@ -53,13 +53,14 @@ class NodeDecoder(nn.Module):
         self.write = nn.Linear(width, metabolites)
         nn.init.constant_(self.write.bias, -2.0)
 
-    def forward(self, state: Int[Tensor, "B M"], condition: Float[Tensor, "B D"]) -> Float[Tensor, "B M"]:
-        """Return the log-odds of presence; `state` holds ABSENT, PRESENT or HIDDEN_NODE."""
-        hidden_share = (state == HIDDEN_NODE).to(condition.dtype).mean(1, keepdim=True)
-        known = torch.cat([(state == PRESENT).to(condition.dtype), (state == ABSENT).to(condition.dtype)], dim=1)
-        x = self.read(torch.cat([known, hidden_share], dim=1))
+    def forward(self, state: Int[Tensor, "B R M"], condition: Float[Tensor, "B D"]) -> Float[Tensor, "B R M"]:
+        """Return the log-odds of presence; `state` holds ABSENT, PRESENT or HIDDEN_NODE in R draws a sample."""
+        hidden_share = (state == HIDDEN_NODE).to(condition.dtype).mean(-1, keepdim=True)
+        known = torch.cat([(state == PRESENT).to(condition.dtype), (state == ABSENT).to(condition.dtype)], dim=-1)
+        x = self.read(torch.cat([known, hidden_share], dim=-1))
+        given = condition[:, None].expand(-1, x.shape[1], -1)
         for block, norm, site in zip(self.blocks, self.norms, self.film(condition), strict=False):
-            x = x + block(torch.cat([film(norm(x), site), condition], dim=1))
+            x = x + block(torch.cat([film(norm(x), site), given], dim=-1))
         return self.write(self.norms[-1](x))
 
 
@@ -187,12 +188,14 @@ def pair_places(nodes: int, device: torch.device) -> Int[Tensor, "1 N N"]:
     """Return a number for each unordered pair that does not depend on the padding."""
     i = torch.arange(nodes, device=device)
     low, high = torch.minimum(i[:, None], i[None, :]), torch.maximum(i[:, None], i[None, :])
-    return (low * _PLACE_STRIDE + high)[None]
+    return (low * PLACE_STRIDE + high)[None]
 
 
-def hidden_share(seed: Int[Tensor, " B"], stream: int, all_hidden: float) -> Float[Tensor, " B"]:
+def hidden_share(
+    seed: Int[Tensor, " B"], stream: int, place: Int[Tensor, "#B *places"], all_hidden: float
+) -> Float[Tensor, "#B *places"]:
     """Return the share to hide in training: everything for `all_hidden` of the samples, else uniform in (0.05, 1)."""
-    u = noise.uniform(seed, stream, torch.zeros(1, dtype=torch.long, device=seed.device))
+    u = noise.uniform(seed, stream, place)
     return torch.where(u < all_hidden, 1.0, 0.05 + 0.95 * (u - all_hidden) / (1.0 - all_hidden))
 
 
@@ -224,7 +227,7 @@ def sample_nodes(
     decided = torch.zeros(len(seed), metabolites, device=seed.device)
     place = torch.arange(metabolites, device=seed.device)[None]
     for step in range(steps):
-        logits = decoder(state, condition).float() / max(temperature, 1e-4)
+        logits = decoder(state[:, None], condition)[:, 0].float() / max(temperature, 1e-4)
         probability = torch.sigmoid(logits)
         hidden = state == HIDDEN_NODE
         chosen = reveal(_bernoulli_entropy(logits), hidden, steps - step)

@@ -28,9 +28,9 @@ class GraphVAEOutput(NamedTuple):
     latent: Float[Tensor, "B D"]  # posterior mean of the global latent beside the mean of the local ones; 0 when absent
     kl_nats: Float[Tensor, " B"]  # information in all latents
     kl_charged_nats: Float[Tensor, " B"]  # the part above the free bits
-    node_logits: Float[Tensor, "B M"]
+    node_logits: Float[Tensor, "B R M"]  # R draws of which metabolites are hidden
     node_target: Bool[Tensor, "B M"]
-    node_weight: Float[Tensor, "B M"]  # 1 / share hidden at hidden metabolites, else 0
+    node_weight: Float[Tensor, "B R M"]  # 1 / share hidden at hidden metabolites, else 0
     supplied_logits: Float[Tensor, "B N"]
     pair_logits: Float[Tensor, "B N N 4"]
     pair_weight: Float[Tensor, "B N N"]  # 1 / share hidden at hidden pairs i < j, else 0
@@ -133,17 +133,18 @@ class GraphVAE(nn.Module):
 
         node_target = torch.zeros(len(index), len(self.identity.weight), dtype=torch.long, device=index.device)
         node_target = node_target.scatter_add(1, index, mask.long()) > 0
-        node_share = decoder.hidden_share(seed, NODE_SHARE, self.config.all_hidden)
-        place = torch.arange(node_target.shape[1], device=index.device)[None]
-        node_hidden = noise.uniform(seed, NODE_HIDE, place) < node_share[:, None]
-        node_state = torch.where(node_hidden, decoder.HIDDEN_NODE, node_target.long())
+        draws = torch.arange(self.config.node_draws, device=index.device)[:, None]
+        place = draws * decoder.PLACE_STRIDE + torch.arange(node_target.shape[1], device=index.device)
+        node_share = decoder.hidden_share(seed, NODE_SHARE, draws[None], self.config.all_hidden)
+        node_hidden = noise.uniform(seed, NODE_HIDE, place[None]) < node_share
+        node_state = torch.where(node_hidden, decoder.HIDDEN_NODE, node_target.long()[:, None])
         node_logits = self.node_decoder(node_state, condition).float()
 
         known_type, pair_row = self._known(index, mask)
         upper = decoder.upper_triangle(mask)
-        edge_share = decoder.hidden_share(seed, EDGE_SHARE, self.config.all_hidden)
+        edge_share = decoder.hidden_share(seed, EDGE_SHARE, draws[None, :1, :], self.config.all_hidden)
         pair_hidden = noise.uniform(seed, EDGE_HIDE, decoder.pair_places(mask.shape[1], mask.device))
-        pair_hidden = (pair_hidden < edge_share[:, None, None]) & (upper | upper.transpose(1, 2))
+        pair_hidden = (pair_hidden < edge_share) & (upper | upper.transpose(1, 2))
         pair_state = torch.where(pair_hidden, decoder.HIDDEN_PAIR, decoder.pair_state(graph.adjacency))
         nodes = self._node_inputs(identity, node_latent, graph.features[..., SUPPLIED] > 0.5)
         scores = self.edge_decoder(nodes, mask, pair_state, known_type, pair_row, condition)
@@ -157,10 +158,10 @@ class GraphVAE(nn.Module):
             kl_charged_nats=torch.relu(kl_global - free) + kl_node,
             node_logits=node_logits,
             node_target=node_target,
-            node_weight=node_hidden / node_share[:, None],
+            node_weight=node_hidden / node_share,
             supplied_logits=self.supplied(surroundings).float().gather(1, index),
             pair_logits=decoder.pair_logits(scores),
-            pair_weight=(pair_hidden & upper) / edge_share[:, None, None],
+            pair_weight=(pair_hidden & upper) / edge_share,
             pair_hidden=pair_hidden,
             edge_type_logits=scores.edge_type,
             max_in=self.max_in[index].float(),
@@ -281,11 +282,12 @@ def graph_terms(
     real = graph.mask & present[:, None]
     nodes = real.sum().float()
 
-    node_loss = F.binary_cross_entropy_with_logits(output.node_logits, output.node_target.float(), reduction="none")
+    node_target = output.node_target[:, None].expand_as(output.node_logits).float()
+    node_loss = F.binary_cross_entropy_with_logits(output.node_logits, node_target, reduction="none")
     supplied = (graph.features[..., SUPPLIED] > 0.5).float()
     supplied_loss = F.binary_cross_entropy_with_logits(output.supplied_logits, supplied, reduction="none")
     has_graph = real.any(1)
-    node_total = (node_loss * output.node_weight)[has_graph].sum() + supplied_loss[real].sum()
+    node_total = (node_loss * output.node_weight).mean(1)[has_graph].sum() + supplied_loss[real].sum()
 
     state = decoder.pair_state(graph.adjacency)
     exists = state > 0

@@ -53,7 +53,7 @@ def test_each_step_reveals_an_equal_share_of_the_doubt_the_surest_first() -> Non
 
 
 def test_the_share_to_hide_is_everything_for_the_asked_share_of_samples() -> None:
-    share = decoder.hidden_share(torch.arange(4000), 0, all_hidden=0.25)
+    share = decoder.hidden_share(torch.arange(4000), 0, torch.zeros(1, dtype=torch.long), all_hidden=0.25)
     assert (share == 1.0).float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert share.min() >= 0.05
 
