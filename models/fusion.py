@@ -33,7 +33,6 @@ class Tokeniser(nn.Module):
 
     def __init__(self, latent_dims: Mapping[str, int], config: FusionConfig) -> None:
         super().__init__()
-        self.names = tuple(latent_dims)
         self.shape = (config.tokens_per_modality, config.width)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in latent_dims.values())
         size = config.tokens_per_modality * config.width
@@ -41,11 +40,11 @@ class Tokeniser(nn.Module):
         self.log_var = nn.ModuleList(_zero(nn.Linear(dim, 1)) for dim in latent_dims.values())
         self.embedding = nn.Parameter(0.02 * torch.randn(len(latent_dims), *self.shape))
 
-    def forward(self, latents: Mapping[str, Tensor]) -> ModalityTokens:
-        """Return tokens in the order in which the modalities were named on construction."""
+    def forward(self, *latents: Tensor) -> ModalityTokens:
+        """Return the tokens of latents (B D each) given in the order in which the modalities were named."""
         tokens, log_var = [], []
-        for name, norm, project, unsure in zip(self.names, self.norms, self.project, self.log_var, strict=True):
-            latent = norm(latents[name].to(self.embedding.dtype))
+        for given, norm, project, unsure in zip(latents, self.norms, self.project, self.log_var, strict=True):
+            latent = norm(given.to(self.embedding.dtype))
             tokens.append(project(latent).unflatten(1, self.shape))
             log_var.append(unsure(latent))
         # tanh keeps a gate from closing for good: precisions differ by at most e^6.

@@ -73,7 +73,8 @@ class GraphVAEObjective(nn.Module):
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Return the graph/ terms."""
         seeds = self.counter.seeds(batch.sample_ids)
-        output = self.graph_vae(batch.graph, batch.environment, batch.present[:, ENVIRONMENT_VECTOR], seeds)
+        environment = watched(batch.environment)
+        output = self.graph_vae(batch.graph, environment, batch.present[:, ENVIRONMENT_VECTOR], seeds)
         terms = graph_terms(output, batch.graph, batch.environment, batch.present[:, GRAPH])
         return ObjectiveOutput(terms, {"graph_latent": output.latent.detach()})
 
@@ -94,9 +95,9 @@ class CNNObjective(nn.Module):
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Return climate/recon, spectrum/recon and the physics/ terms."""
         seeds = self.counter.seeds(batch.sample_ids)
-        climate = self.climate(batch.climate)
+        climate = self.climate(watched(batch.climate))
         ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
-        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm)
+        spectrum = self.spectrum(watched(ppm), batch.spectrum.error_ppm)
         return ObjectiveOutput(_cnn_terms(batch, ppm, climate, spectrum), _cnn_outputs(climate, spectrum))
 
     def leaf_modules(self) -> list[nn.Module]:
@@ -166,22 +167,22 @@ class UnifiedObjective(nn.Module):
         ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
         planet, environment = standardise(batch.planet, PLANET), standardise(batch.environment, ENVIRONMENT)
 
-        climate = self.climate(batch.climate)
-        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm)
+        climate = self.climate(watched(batch.climate))
+        spectrum = self.spectrum(watched(ppm), batch.spectrum.error_ppm)
         # The latent of a network must not carry the environment into the fusion where that is hidden.
         has_environment, shown = present[:, ENVIRONMENT_VECTOR], visible[:, ENVIRONMENT_VECTOR]
-        graph = self.graph_vae(batch.graph, batch.environment, has_environment, seeds, shown)
+        graph = self.graph_vae(batch.graph, watched(batch.environment), has_environment, seeds, shown)
         latents = {
             "climate": climate.latent,
             "spectrum": spectrum.latent,
             "graph": graph.latent,
-            "planet": self.planet(planet),
-            "environment": self.environment(environment),
+            "planet": self.planet(watched(planet)),
+            "environment": self.environment(watched(environment)),
         }
-        beside_text = self.tokeniser(latents)
+        beside_text = self.tokeniser(*(latents[m] for m in _BESIDE_TEXT))
         language = self._language(beside_text, visible, text)
         latents["text"] = language.latent
-        of_text = self.text_tokeniser(latents)
+        of_text = self.text_tokeniser(language.latent)
         tokens, log_var = (
             torch.cat([a[:, :TEXT], b, a[:, TEXT:]], dim=1) for a, b in zip(beside_text, of_text, strict=True)
         )
@@ -231,7 +232,7 @@ class UnifiedObjective(nn.Module):
             "planet": self.planet(standardise(batch.planet, PLANET)),
             "environment": self.environment(standardise(batch.environment, ENVIRONMENT)),
         }
-        tokens = self.tokeniser(latents).tokens
+        tokens = self.tokeniser(*(latents[m] for m in _BESIDE_TEXT)).tokens
         beside = torch.cat([batch.visible[:, :TEXT], batch.visible[:, TEXT + 1 :]], dim=1)
         return self.language.generate(
             batch.text, tokens.flatten(1, 2), beside.repeat_interleave(tokens.shape[2], dim=1), end_token_id, max_tokens
@@ -243,6 +244,16 @@ class UnifiedObjective(nn.Module):
             self.graph_vae, self.climate, self.spectrum, self.planet, self.environment,
             self.tokeniser, self.text_tokeniser, self.fusion, self.consistency,
         ]  # fmt: skip
+
+
+def watched(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return the same numbers as a tensor that wants a gradient, for the first input of a network.
+
+    DeepSpeed 0.19 reduces the gradients of a leaf module in its full backward hook. That fires once the gradient of the
+    module's tensor inputs is known, after those of all its parameters; but with no input that wants a gradient it fires
+    at the outputs, before any parameter has one, and zeros are reduced in place of gradients.
+    """
+    return x.detach().requires_grad_(torch.is_grad_enabled())
 
 
 def observed_again(batch: Batch, seeds: Int[Tensor, " B"]) -> Float[Tensor, "B O S"]:

@@ -63,9 +63,8 @@ def test_an_unsure_modality_moves_the_logit_less_than_a_sure_one(fusion: Fusion)
 
 def test_tokens_of_a_modality_come_from_its_own_latent_and_gates_start_equal() -> None:
     tokeniser = Tokeniser({"climate": 4, "planet": 6}, CONFIG)
-    latents = {"climate": torch.randn(2, 4), "planet": torch.randn(2, 6)}
-    before = tokeniser(latents)
-    after = tokeniser(latents | {"planet": torch.randn(2, 6)})
+    climate, planet = torch.randn(2, 4), torch.randn(2, 6)
+    before, after = tokeniser(climate, planet), tokeniser(climate, planet + 1 + planet**2)
     assert before.tokens.shape == (2, 2, 2, 16)
     assert torch.equal(before.tokens[:, 0], after.tokens[:, 0])
     assert not torch.equal(before.tokens[:, 1], after.tokens[:, 1])
@@ -75,7 +74,7 @@ def test_tokens_of_a_modality_come_from_its_own_latent_and_gates_start_equal() -
 def test_networks_follow_bfloat16_and_the_logit_stays_float32(fusion: Fusion) -> None:
     encoder, tokeniser = NumberEncoder(8, 4).bfloat16(), Tokeniser({"a": 4, "b": 4, "c": 4}, CONFIG).bfloat16()
     latent = encoder(torch.ones(2, 8))
-    read = tokeniser({"a": latent, "b": latent, "c": latent})
+    read = tokeniser(latent, latent, latent)
     output = fusion.bfloat16()(read.tokens, read.log_var, torch.ones(2, MODALITIES, dtype=torch.bool))
     assert latent.dtype == torch.bfloat16 and output.habitability_logit.dtype == torch.float32
 

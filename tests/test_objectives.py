@@ -178,6 +178,23 @@ def test_leaf_modules_are_whole_networks_without_adapters(unified: nn.Module) ->
     assert {n.split(".")[0] for n, p in unified.named_parameters() if id(p) not in inside} == {"language"}
 
 
+@pytest.mark.parametrize("name", ["graph_vae", "cnn", "unified"])
+def test_every_leaf_module_is_given_a_tensor_that_wants_a_gradient(name: str, unified: nn.Module) -> None:
+    """Else DeepSpeed reduces zeros in place of its gradients: see objectives.watched."""
+    objective = unified if name == "unified" else build_objective(name, MODEL, CHEMISTRY)
+    wants: list[bool] = []
+    hooks = [
+        leaf.register_forward_pre_hook(
+            lambda _, given: wants.append(any(isinstance(x, Tensor) and x.requires_grad for x in given))
+        )
+        for leaf in objective.leaf_modules()
+    ]
+    objective.train()(batch())
+    for hook in hooks:
+        hook.remove()
+    assert wants == [True] * len(objective.leaf_modules())
+
+
 def test_a_part_alone_has_the_names_of_the_unified_model(unified: nn.Module) -> None:
     names = set(unified.state_dict())
     expected = {
