@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -238,6 +239,28 @@ def test_a_number_of_ranks_that_is_none_is_refused(ranks: str) -> None:
         refused(launch("train", "cnn", "--out", "o", "--ranks"), "--ranks")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["train", "unifed", "--out", "{new}", "--data", "{new}"], ["unifed", "did you mean unified"]),
+        (["train", "unified", "--out", "{new}", "--preset", "quikstart"], ["quikstart", "quickstart"]),
+        (["train", "unified", "--out", "{new}", "--set", "optim.lrr=1"], ["lrr", "did you mean lr"]),
+        (["train", "unified", "--out", "{new}", "--set", "train.steps=many"], ["train.steps=many", "int"]),
+        (["train", "unified", "--out", "{new}"], ["--data", "build-data"]),
+        (["train", "unified", "--out", "{new}", "--data", "{new}/nothing"], ["manifest.json", "build-data"]),
+        (["train", "unified", "--out", "{full}", "--data", "{new}"], ["not empty", "--resume"]),
+        (["quickstart", "--out", "{full}"], ["not empty"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    places = {"new": str(tmp_path / "new"), "full": str(tmp_path / "full")}
+    result = launch(*(a.format(**places) for a in arguments))
+    refused(result, *parts)
+    assert (tmp_path / "full" / "thesis.txt").exists() and not (tmp_path / "new" / "model").exists()
+
+
 # --- the README -----------------------------------------------------------------------------------------------------
 
 
@@ -251,11 +274,21 @@ def test_the_readme_shows_every_word() -> None:
     assert {command[0] for command in readme_commands()} >= set(WORDS) - {"doctor"}
 
 
-@pytest.mark.parametrize("word", ["quickstart", "build-data", "train", "evaluate", "generate"])
-def test_every_option_that_the_readme_uses_exists(word: str) -> None:
-    shown = launch(word, "--help")
-    assert shown.returncode == 0, shown.stderr
-    known = set(re.findall(r"--[a-z][a-z-]*", shown.stdout)) | {"--ranks"}
+MODULES = {
+    "quickstart": "trainers.quickstart",
+    "build-data": "data_pipeline.build",
+    "train": "trainers.train",
+    "evaluate": "trainers.evaluate",
+    "generate": "trainers.generate",
+}
+
+
+@pytest.mark.parametrize("word", MODULES)
+def test_every_option_that_the_readme_uses_exists(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"exec python -m {MODULES[word]} " in (ROOT / "launch.sh").read_text()
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(MODULES[word]).main(["--help"])
+    known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) | {"--ranks"}  # launch.sh reads --ranks itself
     for command in readme_commands():
         if command[0] == word:
             used = {part.split("=")[0] for part in command if part.startswith("--")}

@@ -35,15 +35,14 @@ def test_a_quickstart_with_other_planets_or_settings_does_not_go_on(tmp_path: Pa
         quickstart.open_folder(tmp_path, 48, ["train.steps=5"])
 
 
-def test_a_training_that_left_a_checkpoint_resumes_and_one_that_did_not_starts_over(tmp_path: Path) -> None:
-    arguments = quickstart.stages(tmp_path, 48)["cnn"]
-    (tmp_path / "cnn").mkdir()
-    (tmp_path / "cnn" / "config.json").write_text("{}")
-    assert quickstart.prepare("cnn", arguments, tmp_path) == arguments
-    assert not (tmp_path / "cnn").exists()
-    (tmp_path / "cnn" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "cnn" / "checkpoints" / "latest.json").write_text("{}")
-    assert quickstart.prepare("cnn", arguments, tmp_path) == [*arguments, "--resume"]
+def test_a_training_goes_on_and_a_generation_starts_over(tmp_path: Path) -> None:
+    stages = quickstart.stages(tmp_path, 48)
+    for name in stages:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").touch()
+    assert quickstart.prepare("cnn", stages["cnn"], tmp_path) == [*stages["cnn"], "--resume"]
+    assert quickstart.prepare("generated", stages["generated"], tmp_path) == stages["generated"]
+    assert sorted(p.parent.name for p in tmp_path.glob("*/half")) == sorted(set(stages) - {"generated"})
 
 
 def test_stages_are_words_of_launch_sh(tmp_path: Path) -> None:

@@ -49,11 +49,8 @@ def baseline_answers(
 ) -> dict[str, Answers]:
     """Return the answers of the habitable-zone rule, and of boosted trees without and with the noisy spectrum."""
     habitable = np.array([r.habitable for r in train])
-    answers = {
-        "hz_rule": Answers(
-            *(_log_odds(planets.hz_rule_score(baselines.planet_parameters(r))) for r in (calibration, judged))
-        )
-    }
+    rule = (planets.hz_rule_score(baselines.planet_parameters(r))[0] for r in (calibration, judged))
+    answers = {"hz_rule": Answers(*rule)}
     features = {
         "gradient_boosting": baselines.planet_parameters,
         "gradient_boosting_with_spectrum": baselines.parameters_with_spectrum,

@@ -69,15 +69,10 @@ def open_folder(out: Path, planets: int, settings: Sequence[str] = ()) -> dict[s
 
 
 def prepare(stage: str, arguments: list[str], out: Path) -> list[str]:
-    """Return the arguments of a stage, changed so that one that was interrupted goes on or starts over."""
-    folder = out / stage
+    """Return the arguments of a stage, changed so that one that was interrupted goes on, or starts over if it is short."""
     if stage == "generated":
-        shutil.rmtree(folder, ignore_errors=True)
-    elif arguments[0] == "train" and (folder / "checkpoints" / "latest.json").exists():
-        return [*arguments, "--resume"]
-    elif arguments[0] == "train":
-        shutil.rmtree(folder, ignore_errors=True)
-    return arguments
+        shutil.rmtree(out / stage, ignore_errors=True)
+    return [*arguments, "--resume"] if arguments[0] == "train" else arguments
 
 
 def run(out: Path, planets: int, settings: Sequence[str] = ()) -> int:

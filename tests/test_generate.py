@@ -1,0 +1,99 @@
+"""Generation: refusals are one line, files are what anybody can read, equal seeds give equal networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline import graph_files, metabolism, shards
+from data_pipeline.environment import parse_environment
+from models.biochemistry import Chemistry
+from models.configs import ModelConfig
+from models.objectives import build_objective
+from trainers import generate, oracle
+from trainers.networks import Network, draw, find_graph_vae
+from trainers.records import read_records
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["{full}", "--planet", "TRAPPIST-1 e", "--out", "{full}"], ["--out", "not an empty folder"]),
+        (["{full}", "--planet", "TRAPIST-1 e", "--out", "{new}"], ["did you mean 'TRAPPIST-1 e'"]),
+        (["{full}", "--planet", "{new}.json", "--out", "{new}"], ["new.json"]),
+        (["{full}", "--environment", "ph=99", "--out", "{new}"], ["ph", "99"]),
+        (["{full}", "--environment", "hp=7", "--out", "{new}"], ["hp", "ph"]),
+        (["{full}", "--environment", "ph=7", "--count", "0", "--out", "{new}"], ["--count 0"]),
+        (["{full}", "--environment", "ph=7", "--out", "{new}"], ["no model/"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    places = {"new": str(tmp_path / "new"), "full": str(tmp_path / "full")}
+    assert generate.main([a.format(**places) for a in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and all(part in lines[0] for part in parts), lines
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_generated_network_can_be_read_back_and_trained_on(tmp_path: Path) -> None:
+    network = Network(
+        metabolites=("glc__D_c", "g6p_c", "f6p_c"),
+        metabolite_index=np.arange(3),
+        pairs=np.array([[0, 1], [1, 2]]),
+        edge_type=np.array([1, 2]),
+        edge_std=np.array([0.1, 0.3], np.float32),
+    )
+    environment = parse_environment("temperature_k=310,ph=7")
+    line = generate.write(tmp_path, 3, network, ("glc__D_e",), environment, True)
+    assert line["file"] == "network_003.npz" and line["edges"] == 2 and line["atp_feasible"] is True
+    assert line["edge_precision"] == 1.0  # hexokinase and glucose-6-phosphate isomerase are known reactions
+    assert line["mean_edge_standard_deviation"] == pytest.approx(0.2)
+    with np.load(tmp_path / "network_003.npz") as archive:  # no pickle needed
+        assert archive["adj"].sum() == 2 and set(json.loads(str(archive["meta"]))["nodes"]) == set(network.metabolites)
+    graph, read = graph_files.read_npz(tmp_path / "network_003.npz")
+    assert {(graph.metabolites[s], graph.metabolites[p]) for s, p in graph.edge_index.T} == set(network.edges)
+    np.testing.assert_allclose(read, environment)
+    assert "hexokinase" not in (text := (tmp_path / "network_003.graphml").read_text()) and 'id="g6p_c"' in text
+
+
+@pytest.fixture(scope="module")
+def untrained(dataset: Path) -> tuple[torch.nn.Module, Chemistry]:
+    torch.manual_seed(0)
+    chemistry = Chemistry.from_dict(shards.load_chemistry(dataset))
+    return build_objective("graph_vae", ModelConfig(), chemistry).eval(), chemistry
+
+
+def test_equal_seeds_draw_equal_networks_and_the_mask_allows_known_edges_only(
+    untrained: tuple[torch.nn.Module, Chemistry],
+) -> None:
+    objective, chemistry = untrained
+    model = find_graph_vae(objective)
+    environments = np.repeat(parse_environment("temperature_k=350,ph=6.5,o2=0,redox=-0.3")[None], 4, axis=0)
+    first = [n.edges for n in draw(model, chemistry.metabolites, environments, seed=1)]
+    assert first == [n.edges for n in draw(model, chemistry.metabolites, environments, seed=1)]
+    assert first != [n.edges for n in draw(model, chemistry.metabolites, environments, seed=2)]
+    assert oracle.edge_precision(first) == 1.0
+    free = [n.edges for n in draw(model, chemistry.metabolites, environments, seed=1, use_mask=False)]
+    assert oracle.edge_precision(free) < 0.5
+
+
+def test_real_networks_make_atp_in_their_own_environment_and_use_known_edges(dataset: Path) -> None:
+    living = [r for r in read_records(dataset, "train") if r.edges][:4]
+    assert len(living) == 4 and oracle.edge_precision([r.edges for r in living]) > 0.99
+    questions = [oracle.Question(r.edges, r.nutrients) for r in living]
+    starved = [oracle.Question(r.edges, ()) for r in living]
+    assert oracle.atp_feasible([*questions, *starved, questions[0]], processes=2) == [True] * 4 + [False] * 4 + [True]
+
+
+def test_records_hold_the_nutrients_of_their_environment(dataset: Path) -> None:
+    for record in read_records(dataset, "train"):
+        if record.edges:
+            assert record.nutrients == metabolism.nutrients(record.environment)

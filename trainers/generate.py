@@ -1,0 +1,173 @@
+"""Generate metabolic networks for an environment or a planet. `./launch.sh generate RUN --planet NAME --out DIR`.
+
+One NPZ and one GraphML file a network, and report.json with what was checked about each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_pipeline import assemble, graph_files, metabolism, planets, text
+from data_pipeline.batch import MODALITIES, OBSERVABLE, Sample
+from data_pipeline.collate import collate
+from data_pipeline.environment import parse_environment
+from data_pipeline.errors import InputError
+from data_pipeline.order import generator
+from data_pipeline.variables import ENVIRONMENT
+from models.language import load_tokenizer
+from trainers import checkpoint, oracle
+from trainers.config import RunConfig
+from trainers.evaluate import find_run, plain
+from trainers.networks import Network, draw, find_graph_vae
+
+PARTS = ("unified", "graph_vae")
+
+
+def generate(
+    run: Path, out: Path, count: int, seed: int, environment_text: str | None = None, planet_name: str | None = None
+) -> dict[str, Any]:
+    """Write `count` networks and report.json into `out`; return the report.
+
+    Raises:
+        InputError: The run, environment, planet, count or folder is not one that can be used.
+    """
+    if count < 1:
+        raise InputError(f"--count {count}: must be at least 1")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out}: not an empty folder; give a new or empty one")
+    sample = None
+    if planet_name is None:
+        environment = parse_environment(environment_text or "")
+    else:
+        planet = planets.find_planet(planet_name)
+        sample = assemble.observe([planet], [planet.name], "test", seed)[0]
+        environment = sample.environment
+        if sample.facts["liquid_water_share"] <= 0:
+            raise InputError(
+                f"--planet {planet.name}: its surface has no liquid water in this climate, so no organism known here "
+                "lives there; give another planet or an --environment"
+            )
+    objective, config, chemistry = checkpoint.load_model(run)
+    if config.train.part not in PARTS:
+        raise InputError(f"run={run}: a {config.train.part} run has no graph VAE; give a {' or '.join(PARTS)} run")
+    if config.data.graphs:
+        raise InputError(
+            f"run={run}: trained on {config.data.graphs}, whose nodes are no metabolites; nothing to judge by"
+        )
+    objective.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    networks = draw(find_graph_vae(objective), chemistry.metabolites, np.repeat(environment[None], count, axis=0), seed)
+    nutrients = metabolism.nutrients(environment)
+    feasible = oracle.atp_feasible([oracle.Question(n.edges, nutrients) for n in networks])
+    report = {
+        "run": str(run),
+        "seed": seed,
+        "environment": {v.name: float(x) for v, x in zip(ENVIRONMENT, environment, strict=True)},
+        "environment_units": {v.name: v.unit for v in ENVIRONMENT},
+        "nutrients": list(nutrients),
+        "organisms_that_stand_the_conditions": metabolism.viable_organisms(environment),
+    }
+    if sample is not None:
+        report["planet"] = {"name": sample.name, "facts": sample.facts}
+        if config.train.part == "unified":
+            report["planet"] |= judge(objective, config, sample)
+    out.mkdir(parents=True, exist_ok=True)
+    report["networks"] = [
+        write(out, number, network, nutrients, environment, ok)
+        for number, (network, ok) in enumerate(zip(networks, feasible, strict=True))
+    ]
+    report["summary"] = {
+        "networks": count,
+        "distinct": len({n.edges for n in networks}),
+        "edge_precision": oracle.edge_precision([n.edges for n in networks]),
+        "atp_feasible": float(np.mean(feasible)),
+    }
+    (out / "report.json").write_text(json.dumps(plain(report), indent=2) + "\n")
+    return report
+
+
+@torch.no_grad()
+def judge(objective: nn.Module, config: RunConfig, sample: Sample) -> dict[str, Any]:
+    """Return what the unified model says of a planet from what a telescope sees: probability, question and answer."""
+    tokenizer = load_tokenizer(config.model.language)
+    strings = text.describe(sample, True, generator("text", 0, sample.sample_id))
+    written = replace(sample, text=text.encode(strings, tokenizer, config.data.max_tokens))
+    batch = collate([written]).keep(*OBSERVABLE)
+    batch = replace(batch, visible=batch.present).to(next(objective.parameters()).device)
+    outputs = objective(batch).outputs
+    answer = objective.explain(batch, tokenizer.eos_token_id)[0]
+    description, question, _ = strings
+    return {
+        "habitability_probability": float(outputs["habitability_probability"]),
+        "gates": dict(zip(MODALITIES, outputs["gates"][0].tolist(), strict=True)),
+        "description": description,
+        "question": question,
+        "explanation": tokenizer.decode(answer).strip(),
+    }
+
+
+def write(
+    out: Path, number: int, network: Network, nutrients: tuple[str, ...], environment: np.ndarray, feasible: bool
+) -> dict[str, Any]:
+    """Write one network as NPZ and GraphML; return its line of the report."""
+    graph = metabolism.graph_of_edges(sorted(network.edges), nutrients)
+    name = f"network_{number:03d}"
+    graph_files.write_npz(out / f"{name}.npz", graph, environment)
+    graph_files.write_graphml(out / f"{name}.graphml", graph)
+    return {
+        "file": f"{name}.npz",
+        "metabolites": len(network.metabolites),
+        "edges": len(network.edges),
+        "edge_precision": oracle.edge_precision([network.edges]),
+        "mean_edge_standard_deviation": float(network.edge_std.mean()) if len(network.edge_std) else 0.0,
+        "atp_feasible": feasible,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Generate from the command line; bad input is one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="./launch.sh generate", description=__doc__)
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="folder of a unified or graph_vae run, or of a quickstart"
+    )
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument(
+        "--environment", metavar="NAME=VALUE,...", help="such as temperature_k=350,ph=6.5,o2=0,redox=-0.3"
+    )
+    wanted.add_argument("--planet", metavar="NAME|FILE", help="a known planet, or a JSON or archive CSV file of one")
+    parser.add_argument("--count", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    try:
+        report = generate(
+            find_run(options.run), options.out, options.count, options.seed, options.environment, options.planet
+        )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if "planet" in report:
+        planet = report["planet"]
+        print(f"{planet['name']}: {planet['facts']['liquid_water_share']:.0%} of the surface has liquid water")
+        if "explanation" in planet:
+            print(f"habitable with probability {planet['habitability_probability']:.2f}: {planet['explanation']}")
+    print(f"nutrients: {', '.join(report['nutrients'])}")
+    summary = report["summary"]
+    print(
+        f"{summary['networks']} networks in {options.out}, {summary['distinct']} distinct; edges in the reaction DB "
+        f"{summary['edge_precision']:.0%}, ATP feasible {summary['atp_feasible']:.0%}; report.json says more of each"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
