@@ -28,6 +28,8 @@ SALTS = frozenset(
 )  # every water has them; none of them feeds anything on its own (tested: 0 ATP)
 GAS_THRESHOLD_BAR = {"o2": 1e-4, "co2": 1e-5, "h2": 1e-5, "co": 1e-5, "ch4": 1e-5}
 ORGANIC_THRESHOLD_MOL_L = 1e-6  # half-saturation constants of uptake lie at 1e-6 to 1e-5 mol/L
+MAX_ORGANICS = 2  # more would only make networks larger than variables.MAX_METABOLITES
+ORGANICS_USED = 2  # cells take up the most concentrated first
 ORGANIC_IDS = dict(zip(ORGANICS, "glc__D rib__D glyc etoh meoh ac for lac__L pyr succ gly ala__L".split(), strict=True))
 DONORS = frozenset(f"{m}_e" for m in (*ORGANIC_IDS.values(), "h2", "co", "ch4"))
 UPTAKE_LIMIT = 10.0  # mmol per gram and hour, of an electron donor
@@ -37,13 +39,15 @@ NO_LIMIT = 1000.0
 # Cofactors, carriers and small inorganic molecules: they join nearly everything to everything and are left out.
 CURRENCY = frozenset(
     """
-    h h2o atp adp amp nad nadh nadp nadph pi ppi coa co2 o2 nh4 gtp gdp gmp ctp cdp cmp utp udp ump fad fadh2 q8
-    q8h2 mqn8 mql8 2dmmq8 2dmmql8 fdxo_2_2 fdxrd fdxox fdxr_42 fdxo_42 h2 na1 k cl mg2 ca2 fe2 fe3 so4 so3 h2s
-    no3 no2 hco3 h2o2 itp idp imp trdrd trdox datp dadp f420_2 f420_2h2 com cob hsfd mphen mphenh2 flxso flxr
-    thf ACP fmn fmnh2 mqn7 mql7 mqn6 mql6 ficytC focytC ficytc6 dgtp dgdp no n2o n2 s glutrna
+    h h2o pi ppi pppi nh4 h2o2 o2s hco3 na1 k cl mg2 ca2 mn2 zn2 cu2 cu cobalt2 ni2 s
+    atp adp amp gtp gdp gmp ctp cdp cmp utp udp ump itp idp imp datp dadp dgtp dgdp dctp dcdp dttp dtdp
+    nad nadh nadp nadph fad fadh2 fmn fmnh2 coa ACP apoACP q8 q8h2 mqn8 mql8 2dmmq8 2dmmql8 mqn6 mql6 mqn7 mql7 q6 q6h2
+    ficytc focytc ficytC focytC ficytc6 focytc6 fdxo_42 fdxr_42 fdxox fdxrd fdxo_2_2 fdxo_4 fdxr_4 flxso flxr trdox
+    trdrd grxox grxrd gthox gthrd f420_2 f420_2h2 mphen mphenh2 hsfd com cob thf glutrna photon
     """.split()
 )
 ACTIVE_FLUX = 1e-5
+FLUX_COST = 1e-4  # ATP a unit of flux
 MIN_ATP = 1e-3  # mmol per gram and hour
 _ENERGY = (("atp_c", -1.0), ("h2o_c", -1.0), ("adp_c", 1.0), ("pi_c", 1.0), ("h_c", 1.0))
 FORWARD_ONLY, REVERSIBLE, TRANSPORT = (EDGE_TYPES.index(n) for n in ("forward_only", "reversible", "transport"))
@@ -71,7 +75,7 @@ def nutrients(environment: np.ndarray) -> tuple[str, ...]:
     """Return the exchange metabolites that these V numbers offer beside the salts, sorted: a threshold function.
 
     Gases above their threshold; as electron acceptors nitrate in oxidised water (Eh over 0.4 V), ferric iron in acid
-    water (pH below 7, Eh over 0.1 V), sulphate where Eh is over -0.3 V; the most concentrated organic above 1 umol/L.
+    water (pH below 7, Eh over 0.1 V), sulphate where Eh is over -0.3 V; the two most concentrated organics over 1 umol/L.
     """
     value = dict(zip(ENVIRONMENT_NAMES, np.asarray(environment, np.float64).tolist(), strict=True))
     found = [gas for gas, threshold in GAS_THRESHOLD_BAR.items() if value[gas] > threshold]
@@ -81,10 +85,14 @@ def nutrients(environment: np.ndarray) -> tuple[str, ...]:
         found.append("fe3")
     elif value["redox"] > -0.3:
         found.append("so4")
-    most = max(ORGANICS, key=lambda name: value[name])
-    if value[most] > ORGANIC_THRESHOLD_MOL_L:
-        found.append(ORGANIC_IDS[most])
+    most = sorted(ORGANICS, key=lambda name: -value[name])[:MAX_ORGANICS]
+    found += [ORGANIC_IDS[name] for name in most if value[name] > ORGANIC_THRESHOLD_MOL_L]
     return tuple(sorted(f"{m}_e" for m in found))
+
+
+def anoxic(nutrients: Iterable[str]) -> tuple[str, ...]:
+    """Return what is left of the nutrients when O2 goes: nitrate and ferric iron need the Eh that O2 keeps up."""
+    return tuple(sorted(set(nutrients) - {"o2_e", "no3_e", "fe3_e"}))
 
 
 def viable_organisms(environment: np.ndarray) -> list[str]:
@@ -120,8 +128,8 @@ def _exchanged(organism: str) -> frozenset[str]:
 def solve(organism: str, nutrients: tuple[str, ...]) -> ActiveNetwork | None:
     """Return the network that makes the most ATP from these nutrients and the salts; None when there is no way.
 
-    Flux balance, then the least total flux at 99.9 % of that optimum (parsimonious FBA; Lewis et al. 2010). At most 10
-    mmol/g/h of each electron donor, acceptors and salts without limit. Solved with HiGHS, then kept in the cache folder.
+    Parsimonious flux balance (Lewis et al. 2010): among the ways to the most ATP, the one with the least total flux. At
+    most 10 mmol/g/h of each electron donor, acceptors and salts without limit. HiGHS; kept in the cache folder.
     """
     found = _solve_cached(organism, usable(organism, nutrients))
     return None if found is None else replace(found, nutrients=tuple(nutrients))
@@ -143,7 +151,7 @@ def _solve_cached(organism: str, known: tuple[str, ...]) -> ActiveNetwork | None
 
 @functools.cache
 def _rules() -> list[Any]:
-    return [sorted(SALTS), sorted(DONORS), UPTAKE_LIMIT, NO_LIMIT, ACTIVE_FLUX, MIN_ATP]
+    return [sorted(SALTS), sorted(DONORS), UPTAKE_LIMIT, NO_LIMIT, ACTIVE_FLUX, MIN_ATP, FLUX_COST]
 
 
 @dataclass(frozen=True)
@@ -194,46 +202,63 @@ def _most_atp(matrix: sparse.csc_matrix, lower: np.ndarray, upper: np.ndarray) -
 
 
 def _solve(organism: str, known: tuple[str, ...]) -> ActiveNetwork | None:
+    """Most ATP and least total flux in one program: a unit of flux costs FLUX_COST, which no detour repays."""
     program = _program(organism)
     lower, upper = _limits(program, known)
-    atp = _most_atp(program.matrix, lower, upper)
-    if atp < MIN_ATP:
-        return None
-    lower[-1] = 0.999 * atp
-    forward, backward = np.flatnonzero(upper > 0), np.flatnonzero(lower < 0)  # |v| = v+ + v-, only where it may be
+    open_, rows = _without_dead_ends(program.matrix, lower, upper)
+    lower, upper, matrix = lower[open_], upper[open_], program.matrix[rows][:, open_]
+    forward, backward = np.flatnonzero(upper > 0), np.flatnonzero(lower < 0)  # |v| = v+ + v-, only where it may run
+    cost = np.full(len(forward) + len(backward), FLUX_COST)
+    if len(open_) == 0 or open_[-1] != program.matrix.shape[1] - 1:
+        return None  # nothing can make ATP
+    cost[len(forward) - 1] = -1.0
     found = linprog(
-        np.ones(len(forward) + len(backward)),
-        A_eq=sparse.hstack([program.matrix[:, forward], -program.matrix[:, backward]]),
-        b_eq=np.zeros(program.matrix.shape[0]),
-        bounds=np.concatenate(
-            [
-                np.stack([np.maximum(lower, 0.0), upper], 1)[forward],
-                np.stack([np.maximum(-upper, 0.0), -lower], 1)[backward],
-            ]
-        ),
+        cost,
+        A_eq=sparse.hstack([matrix[:, forward], -matrix[:, backward]]).tocsc(),
+        b_eq=np.zeros(len(rows)),
+        bounds=np.stack([np.zeros(len(cost)), np.concatenate([upper[forward], -lower[backward]])], 1),
         method="highs",
     )
-    if found.status != 0:
+    if found.status != 0 or found.x[len(forward) - 1] < MIN_ATP:
         return None
     flux = np.zeros(program.matrix.shape[1])
-    flux[forward] += found.x[: len(forward)]
-    flux[backward] -= found.x[len(forward) :]
+    flux[open_[forward]] += found.x[: len(forward)]
+    flux[open_[backward]] -= found.x[len(forward) :]
     first = len(program.reactions)
     return ActiveNetwork(
         organism,
         known,
-        float(atp),
+        float(flux[-1]),
         {r: round(float(v), 6) for r, v in zip(program.reactions, flux[:first], strict=True) if abs(v) > ACTIVE_FLUX},
-        tuple(m for m, v in zip(program.exchanged, flux[first:], strict=False) if v > ACTIVE_FLUX),
+        tuple(m for m, v in zip(program.exchanged, flux[first:-1], strict=True) if v > ACTIVE_FLUX),
     )
+
+
+def _without_dead_ends(
+    matrix: sparse.csc_matrix, lower: np.ndarray, upper: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns and rows that are left without metabolites that nothing makes or nothing takes (exact)."""
+    entries = matrix.tocoo()
+    row, column, value = entries.row, entries.col, entries.data
+    makes = np.where(value > 0, upper[column] > 0, lower[column] < 0)
+    takes = np.where(value > 0, lower[column] < 0, upper[column] > 0)
+    alive = (upper > 0) | (lower < 0)
+    while True:
+        here = alive[column]
+        made = np.bincount(row[here & makes], minlength=matrix.shape[0])
+        taken = np.bincount(row[here & takes], minlength=matrix.shape[0])
+        dead = np.unique(column[here & ((made == 0) | (taken == 0))[row]])
+        if len(dead) == 0:
+            return np.flatnonzero(alive), np.unique(row[here])
+        alive[dead] = False
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------
 @functools.cache
 def is_node(metabolite: str) -> bool:
-    """Is it shown in a network: with carbon and no currency metabolite?"""
+    """Is it shown in a network: no currency metabolite, and its formula is known?"""
     known = load_tables()[1].get(metabolite)
-    return known is not None and known.counts.get("C", 0.0) > 0 and base_of(metabolite) not in CURRENCY
+    return known is not None and known.formula_known and base_of(metabolite) not in CURRENCY
 
 
 @functools.cache
@@ -244,16 +269,29 @@ def _edges(name: str) -> tuple[tuple[Edge, ...], ...]:
     found = []
     for j in range(len(organism.reactions)):
         entries = slice(columns.indptr[j], columns.indptr[j + 1])
-        sides = [
-            (organism.metabolites[i], n) for i, n in zip(columns.indices[entries], columns.data[entries], strict=True)
-        ]
-        nodes = [(m, n) for m, n in sides if is_node(m)]
-        found.append(tuple((s, p) for s, a in nodes if a < 0 for p, b in nodes if b > 0))
+        sides = zip(columns.indices[entries], columns.data[entries], strict=True)
+        nodes = [(organism.metabolites[i], n) for i, n in sides if is_node(organism.metabolites[i])]
+        found.append(tuple(_join([m for m, n in nodes if n < 0], [m for m, n in nodes if n > 0])))
     return tuple(found)
 
 
+def _join(left: list[str], right: list[str]) -> list[Edge]:
+    """Return which substrates become which products.
+
+    What only changes its compartment goes to itself. Of the rest, carbon goes to carbon; without carbon, what shares
+    another element than H and O is joined (nitrate -> nitrite, Fe3+ -> Fe2+).
+    """
+    moved = [(s, p) for s in left for p in right if base_of(s) == base_of(p)]
+    if moved:
+        done = {m for edge in moved for m in edge}
+        return moved + _join([m for m in left if m not in done], [m for m in right if m not in done])
+    atoms = {m: {e for e, n in load_tables()[1][m].counts.items() if n > 0} - {"H", "O"} for m in (*left, *right)}
+    pairs = [(s, p) for s in left for p in right if atoms[s] & atoms[p]]
+    return [(s, p) for s, p in pairs if "C" in atoms[s] & atoms[p]] or pairs
+
+
 def _kind(edge: Edge, reversible: bool) -> int:
-    if edge[0].rpartition("_")[2] != edge[1].rpartition("_")[2]:
+    if base_of(edge[0]) == base_of(edge[1]):
         return TRANSPORT
     return REVERSIBLE if reversible else FORWARD_ONLY
 
