@@ -308,7 +308,7 @@ def _data_facts(
     with_o2 = sorted(p for p in graphs if "o2_e" in p[1])
     some = with_o2[:: max(len(with_o2) // O2_PAIRS, 1)][:O2_PAIRS]
     without = pool.map(
-        assemble.solve, [(o, tuple(n for n in supply if n != "o2_e")) for o, supply in some], chunksize=2
+        assemble.solve, [(o, metabolism.anoxic(supply)) for o, supply in some], chunksize=2
     )
     distances = [assemble.edge_distance(networks[p], b) for p, b in zip(some, without, strict=True) if b is not None]
     return {
