@@ -73,8 +73,7 @@ class GraphVAEObjective(nn.Module):
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Return the graph/ terms."""
         seeds = self.counter.seeds(batch.sample_ids)
-        environment = watched(batch.environment)
-        output = self.graph_vae(batch.graph, environment, batch.present[:, ENVIRONMENT_VECTOR], seeds)
+        output = self.graph_vae(batch.graph, batch.environment, batch.present[:, ENVIRONMENT_VECTOR], seeds)
         terms = graph_terms(output, batch.graph, batch.environment, batch.present[:, GRAPH])
         return ObjectiveOutput(terms, {"graph_latent": output.latent.detach()})
 
@@ -95,9 +94,9 @@ class CNNObjective(nn.Module):
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Return climate/recon, spectrum/recon and the physics/ terms."""
         seeds = self.counter.seeds(batch.sample_ids)
-        climate = self.climate(watched(batch.climate))
+        climate = self.climate(batch.climate)
         ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
-        spectrum = self.spectrum(watched(ppm), batch.spectrum.error_ppm)
+        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm)
         return ObjectiveOutput(_cnn_terms(batch, ppm, climate, spectrum), _cnn_outputs(climate, spectrum))
 
     def leaf_modules(self) -> list[nn.Module]:
@@ -167,17 +166,17 @@ class UnifiedObjective(nn.Module):
         ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
         planet, environment = standardise(batch.planet, PLANET), standardise(batch.environment, ENVIRONMENT)
 
-        climate = self.climate(watched(batch.climate))
-        spectrum = self.spectrum(watched(ppm), batch.spectrum.error_ppm)
+        climate = self.climate(batch.climate)
+        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm)
         # The latent of a network must not carry the environment into the fusion where that is hidden.
         has_environment, shown = present[:, ENVIRONMENT_VECTOR], visible[:, ENVIRONMENT_VECTOR]
-        graph = self.graph_vae(batch.graph, watched(batch.environment), has_environment, seeds, shown)
+        graph = self.graph_vae(batch.graph, batch.environment, has_environment, seeds, shown)
         latents = {
             "climate": climate.latent,
             "spectrum": spectrum.latent,
             "graph": graph.latent,
-            "planet": self.planet(watched(planet)),
-            "environment": self.environment(watched(environment)),
+            "planet": self.planet(planet),
+            "environment": self.environment(environment),
         }
         beside_text = self.tokeniser(*(latents[m] for m in _BESIDE_TEXT))
         language = self._language(beside_text, visible, text)
@@ -244,16 +243,6 @@ class UnifiedObjective(nn.Module):
             self.graph_vae, self.climate, self.spectrum, self.planet, self.environment,
             self.tokeniser, self.text_tokeniser, self.fusion, self.consistency,
         ]  # fmt: skip
-
-
-def watched(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return the same numbers as a tensor that wants a gradient, for the first input of a network.
-
-    DeepSpeed 0.19 reduces the gradients of a leaf module in its full backward hook. That fires once the gradient of the
-    module's tensor inputs is known, after those of all its parameters; but with no input that wants a gradient it fires
-    at the outputs, before any parameter has one, and zeros are reduced in place of gradients.
-    """
-    return x.detach().requires_grad_(torch.is_grad_enabled())
 
 
 def observed_again(batch: Batch, seeds: Int[Tensor, " B"]) -> Float[Tensor, "B O S"]:
