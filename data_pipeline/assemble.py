@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -83,23 +84,35 @@ def solve(pair: Pair) -> GraphSample | None:
     return None if active is None else metabolism.network_graph(active)
 
 
+def network_keys(networks: Mapping[Pair, GraphSample | None]) -> dict[Pair, str]:
+    """Return a name for each network that can be shown; equal edges have equal names, whoever makes them."""
+    return {
+        pair: " ".join(f"{s}>{p}" for s, p in sorted(edge_names(graph)))
+        for pair, graph in networks.items()
+        if graph is not None and 0 < len(graph.metabolites) <= MAX_METABOLITES
+    }
+
+
 def choose(
-    sample_id: str, split: str, feasible: Iterable[Pair], networks: Mapping[Pair, GraphSample], seed: int
+    sample_id: str, split: str, feasible: Iterable[Pair], keys: Mapping[Pair, str], seed: int, shown: Counter[str]
 ) -> Pair | None:
-    """Return the feasible organism that a planet of this split shows: one whose (organism, nutrients) is of the split.
+    """Return which feasible organism a planet of this split shows, and count its network in `shown`.
 
-    So no organism on the same nutrients is in two splits. None when there is no such organism.
+    Only networks that belong to the split (split_of their edges), so that no network, and no organism on the same
+    nutrients, is in two splits; of those, one that the fewest planets before show. None when there is no such network.
     """
-    own = [
-        pair for pair in sorted(feasible)
-        if pair_split(pair) == split and len(networks[pair].metabolites) <= MAX_METABOLITES
-    ]  # fmt: skip
-    return own[generator("organism", seed, sample_id).integers(len(own))] if own else None
-
-
-def pair_split(pair: Pair) -> str:
-    """Return the split that an organism on these nutrients belongs to."""
-    return split_of(" ".join((pair[0], *pair[1])))
+    own: dict[str, list[Pair]] = {}
+    for pair in sorted(feasible):
+        if pair in keys and split_of(keys[pair]) == split:
+            own.setdefault(keys[pair], []).append(pair)
+    if not own:
+        return None
+    random = generator("organism", seed, sample_id)
+    fewest = min(shown[key] for key in own)
+    rare = [key for key in own if shown[key] == fewest]
+    key = rare[random.integers(len(rare))]
+    shown[key] += 1
+    return own[key][random.integers(len(own[key]))]
 
 
 def inhabit(sample: Sample, feasible: Sequence[Pair], graph: GraphSample | None) -> Sample:

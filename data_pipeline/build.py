@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -95,8 +96,11 @@ def build(out: str | Path, planets: int, seed: int = 0, workers: int = 1) -> Man
         residents = [r for j in jobs for r in _residents(_where(out, j), j.split)]
         networks = _solve_all(pool, {pair for r in residents for pair in r.pairs})
         feasible = {r.sample_id: tuple(p for p in r.pairs if networks[p] is not None) for r in residents}
+        keys = assemble.network_keys(networks)
+        shown: Counter[str] = Counter()
         chosen = {
-            r.sample_id: assemble.choose(r.sample_id, r.split, feasible[r.sample_id], networks, seed) for r in residents
+            r.sample_id: assemble.choose(r.sample_id, r.split, feasible[r.sample_id], keys, seed, shown)
+            for r in residents
         }
         vocabulary = sorted({m for p in set(chosen.values()) - {None} for m in networks[p].metabolites})
         rows = {name: i for i, name in enumerate(vocabulary)}
@@ -307,9 +311,7 @@ def _data_facts(
     edges = {pair: assemble.edge_names(graph) for pair, graph in graphs.items()}
     with_o2 = sorted(p for p in graphs if "o2_e" in p[1])
     some = with_o2[:: max(len(with_o2) // O2_PAIRS, 1)][:O2_PAIRS]
-    without = pool.map(
-        assemble.solve, [(o, metabolism.anoxic(supply)) for o, supply in some], chunksize=2
-    )
+    without = pool.map(assemble.solve, [(o, metabolism.anoxic(supply)) for o, supply in some], chunksize=2)
     distances = [assemble.edge_distance(networks[p], b) for p, b in zip(some, without, strict=True) if b is not None]
     return {
         "planets": len(residents),

@@ -28,7 +28,7 @@ SALTS = frozenset(
 )  # every water has them; none of them feeds anything on its own (tested: 0 ATP)
 GAS_THRESHOLD_BAR = {"o2": 1e-4, "co2": 1e-5, "h2": 1e-5, "co": 1e-5, "ch4": 1e-5}
 ORGANIC_THRESHOLD_MOL_L = 1e-6  # half-saturation constants of uptake lie at 1e-6 to 1e-5 mol/L
-MAX_ORGANICS = 2  # more would only make networks larger than variables.MAX_METABOLITES
+MAX_ORGANICS = 3  # networks stay under 54 metabolites; two organics gave a third fewer distinct networks
 ORGANICS_USED = 2  # cells take up the most concentrated first
 ORGANIC_IDS = dict(zip(ORGANICS, "glc__D rib__D glyc etoh meoh ac for lac__L pyr succ gly ala__L".split(), strict=True))
 DONORS = frozenset(f"{m}_e" for m in (*ORGANIC_IDS.values(), "h2", "co", "ch4"))
@@ -75,7 +75,7 @@ def nutrients(environment: np.ndarray) -> tuple[str, ...]:
     """Return the exchange metabolites that these V numbers offer beside the salts, sorted: a threshold function.
 
     Gases above their threshold; as electron acceptors nitrate in oxidised water (Eh over 0.4 V), ferric iron in acid
-    water (pH below 7, Eh over 0.1 V), sulphate where Eh is over -0.3 V; the two most concentrated organics over 1 umol/L.
+    water (pH below 7, Eh over 0.1 V), sulphate where Eh is over -0.3 V; the three most concentrated organics over 1 uM.
     """
     value = dict(zip(ENVIRONMENT_NAMES, np.asarray(environment, np.float64).tolist(), strict=True))
     found = [gas for gas, threshold in GAS_THRESHOLD_BAR.items() if value[gas] > threshold]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -78,8 +79,8 @@ def test_the_network_of_a_planet_belongs_to_its_split_and_runs_on_its_nutrients(
     assert len(shown) >= 5
     for sample in shown:
         graph = sample.graph
-        known = metabolism.usable(graph.organism, graph.nutrients)
-        assert assemble.pair_split((graph.organism, known)) == sample.split
+        (key,) = assemble.network_keys({(graph.organism, graph.nutrients): graph}).values()
+        assert shards.split_of(key) == sample.split
         assert graph.organism in metabolism.viable_organisms(sample.environment)
         assert tuple(metabolism.nutrients(sample.environment)) == graph.nutrients
         assert 0 < len(graph.metabolites) <= 64 and graph.edge_type.min() >= 1
@@ -98,13 +99,23 @@ def test_the_counts_of_the_manifest_are_those_of_the_samples(data: DataSet) -> N
         assert facts["networks"][split] == sum(bool(s.present[GRAPH]) for s in mine)
         assert facts["habitable_share"][split] == pytest.approx(np.mean([s.habitable for s in mine]), abs=1e-3)
     assert facts["distinct_networks"] == len({assemble.edge_names(s.graph) for s in data.samples if s.present[GRAPH]})
-    assert facts["organism_nutrient_pairs_shared_between_splits"] == 0
+    assert facts["organism_nutrient_pairs_shared_between_splits"] == facts["networks_shared_between_splits"] == 0
 
 
 def test_the_chemistry_is_that_of_the_vocabulary(data: DataSet) -> None:
     chemistry = shards.load_chemistry(data.folder)
     assert tuple(chemistry["metabolites"]) == data.manifest.vocabulary == tuple(sorted(data.manifest.vocabulary))
     assert len(chemistry["composition"]) == len(data.manifest.vocabulary)
+
+
+def test_the_network_that_the_fewest_planets_show_is_taken() -> None:
+    keys = {("a", ()): "x>y", ("b", ()): "x>y", ("c", ()): "x>z"}
+    split = {shards.split_of(k) for k in keys.values()}
+    assert split == {"train"}
+    shown = Counter({"x>y": 3})
+    assert assemble.choose("planet-1", "train", keys, keys, 0, shown) == ("c", ())
+    assert shown == {"x>y": 3, "x>z": 1}
+    assert assemble.choose("planet-1", "test", keys, keys, 0, shown) is None
 
 
 # --- stopping, repeating, damage -------------------------------------------------------------------------------------
