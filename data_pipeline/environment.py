@@ -57,7 +57,9 @@ def surface_environment(planet: Planet, cube: np.ndarray, seed: int) -> tuple[np
         **organics,
     }
     vector = np.array([np.clip(values.get(v.name, 0.0), v.low, v.high) for v in ENVIRONMENT], np.float32)
-    facts = {f"water_{name}": float(x) for name, x in zip(ENVIRONMENT_NAMES, vector, strict=True) if name not in ORGANICS}
+    facts = {
+        f"water_{name}": float(x) for name, x in zip(ENVIRONMENT_NAMES, vector, strict=True) if name not in ORGANICS
+    }
     return vector, {
         **facts,
         "alkalinity_mol_l": alkalinity,
@@ -118,7 +120,9 @@ def water_redox_v(o2_bar: float, h2_bar: float, ph: float, temperature_k: float,
 
 def _organics(family: str, temperature_k: float, rng: np.random.Generator) -> dict[str, float]:
     """Return mol/L of the 0 to 3 organics that this water holds."""
-    choice = [name for name in ORGANIC_PRIORS[family] if temperature_k <= SUGARS_DESTROYED_ABOVE_K or name not in _SUGARS]
+    choice = [
+        name for name in ORGANIC_PRIORS[family] if temperature_k <= SUGARS_DESTROYED_ABOVE_K or name not in _SUGARS
+    ]
     number = int(rng.choice(4, p=[0.15, 0.45, 0.25, 0.15]))
     return {str(name): float(10 ** rng.uniform(-5.0, -2.0)) for name in rng.permutation(choice)[:number]}
 

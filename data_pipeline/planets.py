@@ -50,12 +50,16 @@ class Atmosphere:
 
     def __post_init__(self) -> None:
         """Refuse negative fractions and more than a whole."""
-        gases = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("family", "surface_pressure_bar")}
+        gases = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("family", "surface_pressure_bar")
+        }
         for name, value in gases.items():
             if not 0.0 <= value <= 1.0:
                 raise InputError(f"atmosphere.{name}={value}: a volume fraction lies between 0 and 1")
         if sum(gases.values()) > 1.0 + 1e-9:
-            raise InputError(f"atmosphere: the fractions add up to {sum(gases.values()):.3f}; at most 1, the rest is N2")
+            raise InputError(
+                f"atmosphere: the fractions add up to {sum(gases.values()):.3f}; at most 1, the rest is N2"
+            )
 
     @property
     def n2(self) -> float:
@@ -233,14 +237,29 @@ def read_catalogue(path: str | Path) -> list[Planet]:
     """
     path = Path(path)
     try:
-        lines = [(i, line) for i, line in enumerate(path.read_text().splitlines(), 1) if line and not line.startswith("#")]
+        lines = [
+            (i, line) for i, line in enumerate(path.read_text().splitlines(), 1) if line and not line.startswith("#")
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give a CSV of the NASA Exoplanet Archive") from None
     reader = csv.DictReader(line for _, line in lines)
-    needed = ("pl_name", "hostname", "pl_rade", "pl_bmasse", "pl_orbper", "pl_orbsmax", "pl_insol", "st_teff", "st_rad", "st_mass")
+    needed = (
+        "pl_name",
+        "hostname",
+        "pl_rade",
+        "pl_bmasse",
+        "pl_orbper",
+        "pl_orbsmax",
+        "pl_insol",
+        "st_teff",
+        "st_rad",
+        "st_mass",
+    )
     missing = [c for c in needed if c not in (reader.fieldnames or ())]
     if missing:
-        raise InputError(f"{path}: column {missing[0]} is missing; download the table with the columns {', '.join(needed)}")
+        raise InputError(
+            f"{path}: column {missing[0]} is missing; download the table with the columns {', '.join(needed)}"
+        )
     return [_from_row(path, number, row) for (number, _), row in zip(lines[1:], reader, strict=True)]
 
 
@@ -293,12 +312,18 @@ def find_planet(name_or_file: str) -> Planet:
         names = {p.name.lower(): p for p in known_planets()}
         if name_or_file.lower() not in names:
             near = difflib.get_close_matches(name_or_file.lower(), names, n=1, cutoff=0.4)
-            hint = f"did you mean {names[near[0]].name!r}?" if near else "known: " + ", ".join(p.name for p in names.values())
+            hint = (
+                f"did you mean {names[near[0]].name!r}?"
+                if near
+                else "known: " + ", ".join(p.name for p in names.values())
+            )
             raise InputError(f"planet={name_or_file!r}: not in the table; {hint} Or give a .json or .csv file")
         planet = names[name_or_file.lower()]
     outside = out_of_range(planet)
     if outside:
-        raise InputError(f"planet={planet.name}: {outside[0]}, where the climate source was not trained; choose another planet")
+        raise InputError(
+            f"planet={planet.name}: {outside[0]}, where the climate source was not trained; choose another planet"
+        )
     return planet
 
 
@@ -331,7 +356,7 @@ _HZ = {
 def hz_limits(star_temperature_k: np.ndarray | float) -> dict[str, np.ndarray]:
     """Return the effective flux (Earth = 1) at each edge of the habitable zone, hot to cold."""
     t = np.asarray(star_temperature_k, float) - 5780.0
-    return {name: s + a * t + b * t**2 + c * t**3 + d * t**4 for name, (s, a, b, c, d) in _HZ.items()}
+    return {name: np.asarray(s + a * t + b * t**2 + c * t**3 + d * t**4) for name, (s, a, b, c, d) in _HZ.items()}
 
 
 def hz_rule_score(planet: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -34,8 +34,8 @@ EVERY = 3  # points of the tables that are kept, about nine in a spectral bin
 SLANT, REFLECTED_AIRMASS = 1.66, 3.0  # diffusivity (Elsasser 1942); in and out at the mean zenith angle of a full disc
 TOP_PA = 1e-2
 
-# The observation is imposed: no telescope of today reaches it. LIFE aims at a signal to noise of 10 at 11.2 um (Quanz et
-# al. 2022, A&A 664 A21); here it is drawn log-uniformly, a planet at a time, from half a decade below to half above.
+# The observation is imposed: no telescope of today reaches it. LIFE aims at a signal to noise of 10 at 11.2 um (Quanz
+# et al. 2022, A&A 664 A21); here it is drawn log-uniformly for each planet, from half a decade below to half above.
 SIGNAL_TO_NOISE = (3.0, 30.0)
 PIVOT_UM = (3.0, 11.2)  # where it holds: transit, eclipse
 TRANSIT_SCALE_HEIGHTS = 5.0  # that a strong band of a clear atmosphere blocks

@@ -26,9 +26,10 @@ WINDOW_UM = (10.2, 12.2)  # the clearest part of the thermal infrared
 _RADIATION_UM_K = 14387.77  # second radiation constant
 _SUN_RADII_EARTH = 109.2
 _NAMES = {
-    "glc__D": "glucose", "rib__D": "ribose", "glyc": "glycerol", "etoh": "ethanol", "meoh": "methanol", "ac": "acetate",
-    "for": "formate", "lac__L": "lactate", "pyr": "pyruvate", "succ": "succinate", "gly": "glycine", "ala__L": "alanine",
-    "o2": "O2", "co2": "CO2", "h2": "H2", "co": "CO", "ch4": "CH4", "no3": "nitrate", "fe3": "ferric iron", "so4": "sulphate",
+    "glc__D": "glucose", "rib__D": "ribose", "glyc": "glycerol", "etoh": "ethanol", "meoh": "methanol",
+    "ac": "acetate", "for": "formate", "lac__L": "lactate", "pyr": "pyruvate", "succ": "succinate", "gly": "glycine",
+    "ala__L": "alanine", "o2": "O2", "co2": "CO2", "h2": "H2", "co": "CO", "ch4": "CH4", "no3": "nitrate",
+    "fe3": "ferric iron", "so4": "sulphate",
 }  # fmt: skip
 
 
@@ -152,15 +153,15 @@ def _inside(low_um: float, high_um: float) -> np.ndarray:
 # --- what only a simulation gives -------------------------------------------------------------------------------------
 def _simulated(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     mean, low, high = (facts[f"{which}_surface_temperature_k"] for which in ("mean", "min", "max"))
-    water, o2 = facts["water_temperature_k"], facts["water_o2"]
+    water, ph, eh, o2 = (facts[f"water_{name}"] for name in ("temperature_k", "ph", "redox", "o2"))
     return [
         (
             f"Surface {mean:.0f} K, {low:.0f} to {high:.0f} K.",
             f"The surface is at {mean:.0f} K in the mean, between {low:.0f} and {high:.0f} K.",
         ),
         (
-            f"Warmest water {water:.0f} K, pH {facts['water_ph']:.1f}, Eh {facts['water_redox']:.2f} V, O2 {o2:.2g} bar.",
-            f"Where it is mildest: {water:.0f} K, pH {facts['water_ph']:.1f}, {facts['water_redox']:.2f} V, {o2:.2g} bar O2.",
+            f"Warmest water {water:.0f} K, pH {ph:.1f}, Eh {eh:.2f} V, O2 {o2:.2g} bar.",
+            f"Where it is mildest: {water:.0f} K, pH {ph:.1f}, {eh:.2f} V, {o2:.2g} bar O2.",
         ),
     ]
 

@@ -1,0 +1,121 @@
+"""Planets: sampler, known planets, catalogues and the habitable zone."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline import planets
+from data_pipeline.errors import InputError
+
+COLUMNS = "pl_name,hostname,pl_rade,pl_bmasse,pl_orbper,pl_orbsmax,pl_insol,st_teff,st_rad,st_mass"
+
+
+def write_catalogue(folder: Path, row: str, columns: str = COLUMNS) -> Path:
+    path = folder / "table.csv"
+    path.write_text(f"# from the archive\n{columns}\n{row}\n")
+    return path
+
+
+def test_planets_are_a_function_of_the_seed_and_their_number_is_a_prefix() -> None:
+    ten, five = list(planets.sample_systems(10, 3)), list(planets.sample_systems(5, 3))
+    assert ten[:5] == five
+    assert ten != list(planets.sample_systems(10, 4))
+
+
+def test_every_sampled_planet_lies_where_the_climate_source_was_trained() -> None:
+    assert [planets.out_of_range(p) for p in planets.sample_systems(300, 0)] == [[]] * 300
+
+
+def test_planets_of_a_system_share_their_star() -> None:
+    stars: dict[str, set[float]] = {}
+    for planet in planets.sample_systems(200, 0):
+        stars.setdefault(planet.system_id, set()).add(planet.star_temperature_k)
+    assert {len(s) for s in stars.values()} == {1}
+
+
+def test_known_planets_keep_their_names_among_the_samples() -> None:
+    known = {p.name for p in planets.known_planets()}
+    share = np.mean([p.name in known for p in planets.sample_systems(500, 0)])
+    assert 0.03 < share < 0.25
+
+
+def test_orbit_of_a_synthetic_planet_obeys_kepler() -> None:
+    planet = next(p for p in planets.sample_systems(50, 0) if p.source == "synthetic")
+    period = 365.25 * planet.semi_major_axis_au**1.5 / planet.star_mass_sun**0.5
+    assert planet.rotation_period_d == pytest.approx(period, rel=1e-6)
+
+
+def test_habitable_zone_of_the_sun_has_the_published_edges() -> None:
+    limits = planets.hz_limits(5780.0)
+    assert [float(limits[k]) for k in limits] == [1.776, 1.107, 0.356, 0.320]
+
+
+def test_the_rule_takes_a_planet_inside_the_zone_and_refuses_one_beyond_each_edge() -> None:
+    planet = next(iter(planets.sample_systems(1, 0)))
+    rows = np.stack([planet.parameters()] * 3)
+    rows[:, 4] = 5780.0
+    rows[:, 3] = 1361.0 * np.array([0.7, 1.2, 0.3])
+    score, probability = planets.hz_rule_score(rows)
+    assert probability.tolist() == [1.0, 0.0, 0.0]
+    assert (score > 0).tolist() == [True, False, False]
+
+
+def test_earth_in_a_catalogue_has_earths_gravity_and_irradiance(tmp_path: Path) -> None:
+    (earth,) = planets.read_catalogue(write_catalogue(tmp_path, "Earth,Sun,1,1,150,1,1,5772,1,1"))
+    assert (earth.gravity_m_s2, earth.irradiance_w_m2) == (9.807, 1361.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "says"),
+    [
+        ("Earth,Sun,one,1,150,1,1,5772,1,1", COLUMNS, r"line 3: pl_rade='one' is no number"),
+        ("Earth,Sun,1,1,150,1,1361,5772,1,1", COLUMNS, r"irradiance_w_m2=1\.85.*check the unit"),
+        ("Earth,Sun", "pl_name,hostname", r"column pl_rade is missing; download"),
+    ],
+)
+def test_a_bad_catalogue_is_named_with_line_and_column(tmp_path: Path, row: str, columns: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        planets.read_catalogue(write_catalogue(tmp_path, row, columns))
+
+
+def test_a_missing_catalogue_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.csv: cannot be read"):
+        planets.read_catalogue(tmp_path / "none.csv")
+
+
+def test_a_misspelt_planet_is_answered_with_the_nearest() -> None:
+    assert planets.find_planet("trappist-1 E").name == "TRAPPIST-1 e"
+    with pytest.raises(InputError, match=r"did you mean 'TRAPPIST-1 e'"):
+        planets.find_planet("TRAPIST-1e")
+    with pytest.raises(InputError, match=r"not in the table; known: "):
+        planets.find_planet("zzzzzzzz")
+
+
+def test_a_planet_outside_the_climate_ranges_is_refused() -> None:
+    with pytest.raises(InputError, match=r"TRAPPIST-1 c: irradiance_w_m2=3013"):
+        planets.find_planet("TRAPPIST-1 c")
+
+
+def test_a_planet_is_read_from_json_and_its_mistakes_are_named(tmp_path: Path) -> None:
+    planet = next(islice(planets.sample_systems(1, 0), 1))
+    table = {v.name: getattr(planet, v.name) for v in planets.PLANET}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**table, "atmosphere": {"surface_pressure_bar": 1.0, "co2": 0.1}}))
+    assert planets.find_planet(str(path)).name == "mine"
+    path.write_text(json.dumps({**table, "atmosphere": {"surface_pressure_bar": 1.0, "co2": 1.5}}))
+    with pytest.raises(InputError, match=r"atmosphere\.co2=1\.5: a volume fraction"):
+        planets.find_planet(str(path))
+    path.write_text(json.dumps({**table, "atmosphere": {"surface_pressure_bar": 1.0, "co2": 0.7, "o2": 0.7}}))
+    with pytest.raises(InputError, match=r"add up to 1\.400"):
+        planets.find_planet(str(path))
+    path.write_text(json.dumps(table))
+    with pytest.raises(InputError, match="'atmosphere'"):
+        planets.find_planet(str(path))
+    path.write_text("{")
+    with pytest.raises(InputError, match="cannot be read as JSON"):
+        planets.find_planet(str(path))
