@@ -310,7 +310,7 @@ def network_graph(active: ActiveNetwork) -> GraphSample:
         flux = active.fluxes.get(reaction, 0.0)
         for s, p in edges if flux else ():
             edge = (s, p) if flux > 0 else (p, s)
-            kinds[edge] = max(kinds.get(edge, 0), _kind(edge, low < 0 < high))
+            kinds[edge] = max(kinds.get(edge, 0), _kind(edge, bool(low < 0 < high)))
     return _graph(kinds, active.organism, active.nutrients, active.secreted)
 
 
@@ -388,7 +388,7 @@ def load_reaction_db() -> ReactionDB:
             for s, p in edges:
                 for edge, runs in (((s, p), high > 0), ((p, s), low < 0)):
                     if runs and edge[0] != edge[1]:
-                        kinds[edge] = max(kinds.get(edge, 0), _kind(edge, low < 0 < high))
+                        kinds[edge] = max(kinds.get(edge, 0), _kind(edge, bool(low < 0 < high)))
     return ReactionDB(kinds)
 
 

@@ -252,6 +252,6 @@ def _chemistry(tables: dict[str, np.ndarray]) -> dict[str, Metabolite]:
         tables["metabolites"].tolist(), tables["formulas"].tolist(), tables["charges"].tolist(), strict=True
     ):
         counts = parse_formula(formula)
-        mass_da = sum(ATOMIC_MASS_DA[e] * n for e, n in counts.items())
+        mass_da = sum((ATOMIC_MASS_DA[e] * n for e, n in counts.items()), 0.0)
         chemistry[name] = Metabolite(counts=counts, charge=charge, mass_da=mass_da, formula_known=bool(counts))
     return chemistry

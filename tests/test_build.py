@@ -59,10 +59,12 @@ def test_every_planet_is_there_once_and_no_system_is_in_two_splits(data: DataSet
     assert data.manifest.facts["systems_shared_between_splits"] == 0
 
 
-def test_habitable_is_a_tenth_of_the_surface_wet_and_one_organism_that_can_live_there(data: DataSet) -> None:
+def test_habitable_is_enough_water_and_one_organism_that_can_live_there(data: DataSet) -> None:
     for sample in data.samples:
         facts = sample.facts
-        assert sample.habitable == (facts["liquid_water_share"] >= 0.10 and facts["feasible_organisms"] >= 1)
+        assert sample.habitable == (
+            facts["liquid_water_share"] >= assemble.HABITABLE_WATER_SHARE and facts["feasible_organisms"] >= 1
+        )
         assert sample.habitable == facts["habitable"]
     assert 0.1 < np.mean([s.habitable for s in data.samples]) < 0.9
 
