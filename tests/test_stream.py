@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_fixture import chain, sample
+from data_fixture import built_dataset, chain, sample
 
 from data_pipeline import shards
-from data_pipeline.batch import GRAPH, Sample
+from data_pipeline.batch import GRAPH, TEXT, Batch, Sample
 from data_pipeline.errors import InputError
 from data_pipeline.shards import Manifest
 from data_pipeline.stream import BatchStream, open_stream
@@ -225,3 +225,24 @@ def test_a_shard_that_goes_away_while_reading_is_named(written: Path, tmp_path: 
     (tmp_path / "train-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="train-00001.parquet: cannot be read any more"):
         list(islice(each, 7))
+
+
+# --- on real data ----------------------------------------------------------------------------------------------------
+def test_the_text_of_real_planets_depends_on_seed_pass_and_sample_alone() -> None:
+    from models.configs import LanguageConfig
+    from models.language import load_tokenizer
+
+    tokenizer = load_tokenizer(LanguageConfig())
+
+    def batches(per_rank: int, rank: int, world: int) -> list[Batch]:
+        each = BatchStream(built_dataset(), "train", per_rank, rank, world, tokenizer=tokenizer, max_tokens=256)
+        return list(islice(each, 3))
+
+    whole, halves = batches(8, 0, 1), [batches(4, rank, 2) for rank in range(2)]
+    for one, left, right in zip(whole, *halves, strict=True):
+        assert one.sample_ids == left.sample_ids + right.sample_ids and bool(one.present[:, TEXT].all())
+        for part, rows in ((left, slice(0, 4)), (right, slice(4, 8))):
+            length = part.text.token_ids.shape[1]
+            assert torch.equal(one.text.token_ids[rows, :length] * part.text.attention_mask, part.text.token_ids)
+        answer = tokenizer.decode(one.text.token_ids[0][one.text.label_ids[0] >= 0])
+        assert len(answer) > 2

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_fixture import chain
+
+from data_pipeline import graph_files
+from data_pipeline.errors import InputError
+from data_pipeline.graph_encoding import magnetic_laplacian
+
+
+def save(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def test_a_graph_comes_back_from_its_file_as_it_was_written(tmp_path: Path) -> None:
+    graph, environment = chain("glc__D_e", "g6p_c", "pyr_c"), np.arange(20, dtype=np.float32)
+    graph_files.write_npz(tmp_path / "a.npz", graph, environment)
+    after, there = graph_files.read_npz(tmp_path / "a.npz")
+    assert after.metabolites == graph.metabolites and after.organism == "iML1515" and after.nutrients == ("o2_e",)
+    assert after.edge_index.tolist() == [[0, 1], [1, 2]] and after.edge_type.tolist() == [2, 2]
+    assert (
+        after.features.tolist() == graph.features.tolist() and there is not None and there.tolist() == list(range(20))
+    )
+
+
+def test_a_legacy_file_needs_no_types_features_or_matching_environment(tmp_path: Path) -> None:
+    meta = np.array(json.dumps({"nodes": ["C00031", "C00022"]}))
+    path = save(tmp_path / "a.npz", adj=np.array([[0, 1], [0, 0]]), env=np.ones(5), meta=meta)
+    graph, environment = graph_files.read_npz(path)
+    assert graph.metabolites == ("C00031", "C00022") and graph.edge_index.tolist() == [[0], [1]]
+    assert graph.edge_type.tolist() == [1] and environment is None and not graph.features.any()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "complaint"),
+    [
+        ({"x": np.ones(3)}, "not an NPZ with `adj`"),
+        ({"adj": np.array([{"a": 1}], dtype=object)}, "write it without pickle"),
+        ({"adj": np.ones((2, 3))}, r"adj has shape \(2, 3\)"),
+        ({"adj": np.zeros((65, 65))}, "N from 1 to 64"),
+        ({"adj": np.eye(2), "meta": np.array('{"nodes": ["a", "a"]}')}, "1 different names for 2 nodes"),
+        ({"adj": np.eye(2), "edge_type": 9 * np.eye(2)}, "edge_type must be N x N and 1 to 3"),
+        ({"adj": np.eye(2), "env": np.array([np.nan])}, "not finite"),
+    ],
+)
+def test_what_is_wrong_with_a_graph_file_is_named(tmp_path: Path, arrays: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        graph_files.read_npz(save(tmp_path / "a.npz", **arrays))
+
+
+def test_a_folder_is_read_in_order_of_name_and_an_empty_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no .npz file there"):
+        graph_files.read_folder(tmp_path)
+    for name in ("b", "a"):
+        save(tmp_path / f"{name}.npz", adj=np.array([[0, 1], [0, 0]]))
+    assert [name for name, _, _ in graph_files.read_folder(tmp_path)] == ["a", "b"]
+
+
+def test_graphml_holds_nodes_directed_edges_and_facts(tmp_path: Path) -> None:
+    graph_files.write_graphml(tmp_path / "a.graphml", chain("a&b", "c"), {"feasible": True})
+    root = ElementTree.parse(tmp_path / "a.graphml").getroot()
+    space = "{http://graphml.graphdrawing.org/xmlns}"
+    edge = next(root.iter(f"{space}edge"))
+    assert [n.attrib["id"] for n in root.iter(f"{space}node")] == ["a&b", "c"]
+    assert (edge.attrib["source"], edge.attrib["target"]) == ("a&b", "c")
+    assert [d.text for d in edge] == ["reversible"]
+    assert [d.text for d in root.iter(f"{space}data")][0] == "True"
+
+
+def test_the_magnetic_laplacian_of_one_edge_is_known_by_hand() -> None:
+    encoding = magnetic_laplacian(np.array([[False, True], [False, False]])).reshape(2, 2, 8)
+    first = encoding[:, 0, 0] + 1j * encoding[:, 1, 0]
+    # [[1, -u], [-1/u, 1]] with u = exp(0.2 pi i) sends (1, 1/u) to 0; its length is scaled to sqrt 2
+    assert abs(first - np.exp([0.0, -0.2j * np.pi])).max() < 1e-6
+    assert not encoding[:, :, 2:].any()
+
+
+def test_the_encoding_tells_an_edge_from_its_reverse() -> None:
+    path = np.array([[False, True, False], [False, False, True], [False, False, False]])
+    assert not np.allclose(magnetic_laplacian(path), magnetic_laplacian(path.T))
+    assert magnetic_laplacian(np.zeros((0, 0), bool)).shape == (0, 16)
