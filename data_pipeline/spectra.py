@@ -149,7 +149,7 @@ def noise_ppm(planet: Planet, signal_to_noise: float) -> np.ndarray:
     return np.stack([1e6 * signal / signal_to_noise * shape / shape[i] for signal, i in zip(signals, at, strict=True)])
 
 
-def planck(wavelength_m: np.ndarray, temperature_k: np.ndarray | float) -> np.ndarray:
+def planck(wavelength_m: np.ndarray | float, temperature_k: np.ndarray | float) -> np.ndarray | float:
     """Return the spectral radiance of a black body, W m-2 sr-1 m-1."""
     x = PLANCK * LIGHT / (wavelength_m * BOLTZMANN * temperature_k)
     return 2.0 * PLANCK * LIGHT**2 / wavelength_m**5 / np.expm1(np.minimum(x, 600.0))
