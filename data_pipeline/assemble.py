@@ -84,12 +84,12 @@ def solve(pair: Pair) -> GraphSample | None:
     return None if active is None else metabolism.network_graph(active)
 
 
-def network_keys(networks: Mapping[Pair, GraphSample | None]) -> dict[Pair, str]:
+def network_keys(networks: Mapping[Pair, GraphSample]) -> dict[Pair, str]:
     """Return a name for each network that can be shown; equal edges have equal names, whoever makes them."""
     return {
         pair: " ".join(f"{s}>{p}" for s, p in sorted(edge_names(graph)))
         for pair, graph in networks.items()
-        if graph is not None and 0 < len(graph.metabolites) <= MAX_METABOLITES
+        if 0 < len(graph.metabolites) <= MAX_METABOLITES
     }
 
 

@@ -78,7 +78,12 @@ def build(out: str | Path, planets: int, seed: int = 0, workers: int = 1) -> Man
     for name, value, low in (("planets", planets, 1), ("seed", seed, 0), ("workers", workers, 1)):
         if value < low:
             raise InputError(f"{name}={value}: must be at least {low}")
-    plan = {"kind": shards.KIND, "schema_version": shards.SCHEMA_VERSION, "planets": planets, "seed": seed}
+    plan: dict[str, Any] = {
+        "kind": shards.KIND,
+        "schema_version": shards.SCHEMA_VERSION,
+        "planets": planets,
+        "seed": seed,
+    }
     plan["sources"] = source_versions()
     if (done := _open_folder(out, plan, workers)) is not None:
         print(f"{out}: already complete, {done.planets} planets", flush=True)
@@ -95,19 +100,21 @@ def build(out: str | Path, planets: int, seed: int = 0, workers: int = 1) -> Man
         )
         residents = [r for j in jobs for r in _residents(_where(out, j), j.split)]
         networks = _solve_all(pool, {pair for r in residents for pair in r.pairs})
-        feasible = {r.sample_id: tuple(p for p in r.pairs if networks[p] is not None) for r in residents}
+        feasible = {r.sample_id: tuple(p for p in r.pairs if p in networks) for r in residents}
         keys = assemble.network_keys(networks)
         shown: Counter[str] = Counter()
         chosen = {
             r.sample_id: assemble.choose(r.sample_id, r.split, feasible[r.sample_id], keys, seed, shown)
             for r in residents
         }
-        vocabulary = sorted({m for p in set(chosen.values()) - {None} for m in networks[p].metabolites})
+        used = {pair for pair in chosen.values() if pair is not None}
+        vocabulary = sorted({m for pair in used for m in networks[pair].metabolites})
         rows = {name: i for i, name in enumerate(vocabulary)}
-        graphs = {p: metabolism.with_vocabulary(networks[p], rows) for p in set(chosen.values()) - {None}}
+        graphs = {pair: metabolism.with_vocabulary(networks[pair], rows) for pair in used}
         tasks = [
-            (out, j, [(feasible[i], graphs.get(chosen[i])) for i in j.sample_ids]) for j in missing
-        ]  # fmt: skip
+            (out, j, [(feasible[i], graphs[pair] if (pair := chosen[i]) else None) for i in j.sample_ids])
+            for j in missing
+        ]
         _run(pool, "3/3 label, network, shards", "planet", _finish, tasks, [len(j.sample_ids) for j in missing])
         facts = _data_facts(pool, residents, chosen, graphs, networks)
     entries = tuple(shards.describe_shard(out / j.file, j.split) for j in jobs)
@@ -236,8 +243,11 @@ def _finish(out: Path, job: Job, lives: list[tuple[Sequence[Pair], GraphSample |
     part.unlink()
 
 
-def _solve_all(pool: ProcessPoolExecutor, pairs: set[Pair]) -> dict[Pair, GraphSample | None]:
-    """Solve each pair once; those on the same nutrients are neighbours, so that chunks cost about the same."""
+def _solve_all(pool: ProcessPoolExecutor, pairs: set[Pair]) -> dict[Pair, GraphSample]:
+    """Solve each pair once and return those that make ATP.
+
+    Pairs on the same nutrients are neighbours, so that chunks cost about the same.
+    """
     work = sorted(pairs, key=lambda pair: (pair[1], pair[0]))
     found = tqdm(
         pool.map(assemble.solve, work, chunksize=4),
@@ -246,7 +256,7 @@ def _solve_all(pool: ProcessPoolExecutor, pairs: set[Pair]) -> dict[Pair, GraphS
         total=len(work),
         disable=not work,
     )
-    return dict(zip(work, found, strict=True))
+    return {pair: graph for pair, graph in zip(work, found, strict=True) if graph is not None}
 
 
 def _residents(path: Path, split: str) -> Iterator[Resident]:
@@ -288,7 +298,8 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
-        parent.join()
+        if parent is not None:
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -300,7 +311,7 @@ def _data_facts(
     residents: list[Resident],
     chosen: dict[str, Pair | None],
     graphs: dict[Pair, GraphSample],
-    networks: dict[Pair, GraphSample | None],
+    networks: dict[Pair, GraphSample],
 ) -> dict[str, Any]:
     def of_split(value: Callable[[Resident], Any]) -> list[set[Any]]:
         return [{value(r) for r in residents if r.split == split} - {None} for split in SPLITS]
@@ -318,11 +329,13 @@ def _data_facts(
         "systems": len({r.system_id for r in residents}),
         "systems_shared_between_splits": shared(of_split(lambda r: r.system_id)),
         "organism_nutrient_pairs_shared_between_splits": shared(of_split(lambda r: chosen[r.sample_id])),
-        "networks_shared_between_splits": shared(of_split(lambda r: edges.get(chosen[r.sample_id]))),
+        "networks_shared_between_splits": shared(
+            of_split(lambda r: edges[pair] if (pair := chosen[r.sample_id]) else None)
+        ),
         "distinct_networks": len(set(edges.values())),
         "networks": {s: sum(chosen[r.sample_id] is not None for r in residents if r.split == s) for s in SPLITS},
         "rows": {s: sum(r.split == s for r in residents) for s in SPLITS},
-        "feasible_pairs": sum(n is not None for n in networks.values()),
+        "feasible_pairs": len(networks),
         "nutrient_sets": len({p[1] for p in networks}),
         "o2_edge_distance": float(np.mean(distances)) if distances else None,
         "o2_networks_compared": len(distances),

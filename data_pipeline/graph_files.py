@@ -35,8 +35,8 @@ def write_npz(path: str | Path, graph: GraphSample, environment: np.ndarray) -> 
 def read_npz(path: str | Path) -> tuple[GraphSample, np.ndarray | None]:
     """Read one graph and its environment; None when the file has none of the length of variables.ENVIRONMENT.
 
-    Only `adj` is needed. Nodes without names are n0, n1, ...; edges without types are of type 1; features that are absent
-    or of another length are zeros. metabolite_index is 0 until a vocabulary is given.
+    Only `adj` is needed. Nodes without names are n0, n1, ...; edges without types are of type 1; features that are
+    absent or of another length are zeros. metabolite_index is 0 until a vocabulary is given.
 
     Raises:
         InputError: The file is no NPZ, would need pickle, or its arrays do not fit together.

@@ -32,7 +32,7 @@ def graph_samples(folder: str | Path) -> tuple[list[Sample], dict[str, Any]]:
 
 
 def _sample(name: str, graph: GraphSample, environment: np.ndarray | None, rows: dict[str, int]) -> Sample:
-    zeros = {key: np.zeros(shape, dtype) for key, (dtype, shape) in SAMPLE_TENSORS.items()}
+    zeros: dict[str, Any] = {key: np.zeros(shape, dtype) for key, (dtype, shape) in SAMPLE_TENSORS.items()}
     present = np.zeros(len(MODALITIES), bool)
     present[GRAPH] = True
     if environment is not None:

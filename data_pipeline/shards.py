@@ -117,7 +117,9 @@ def split_of(key: str) -> str:
 
 def absent_graph() -> GraphSample:
     """Return a network without nodes."""
-    empty = {name: np.zeros([max(n, 0) for n in shape], dtype) for name, (dtype, shape) in GRAPH_TENSORS.items()}
+    empty: dict[str, Any] = {
+        name: np.zeros([max(n, 0) for n in shape], dtype) for name, (dtype, shape) in GRAPH_TENSORS.items()
+    }
     return GraphSample(metabolites=(), **empty)
 
 
@@ -151,7 +153,7 @@ def to_samples(table: pa.Table) -> list[Sample]:
 
 
 def _sample(columns: dict[str, pa.ChunkedArray], row: int) -> Sample:
-    def tensors(kinds: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, np.ndarray]:
+    def tensors(kinds: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
         return {
             name: np.frombuffer(columns[name][row].as_buffer(), dtype).reshape(shape)
             for name, (dtype, shape) in kinds.items()

@@ -53,7 +53,7 @@ class ShardSource:
         shards: tuple[Shard, ...] = manifest.of_split(split)
         verify(data_dir, replace(manifest, shards=shards), checksums=check)
         self.chemistry = load_chemistry(data_dir)
-        self.shard_rows = [s.rows for s in shards]
+        self.shard_rows: Sequence[int] = [s.rows for s in shards]
         self._files = [str(Path(data_dir) / s.file) for s in shards]
         if not shards:
             raise InputError(f"data={data_dir}: no {split} samples in it; build more planets (2400 fill every split)")
@@ -87,7 +87,7 @@ class GraphFolderSource:
     def __init__(self, folder: str | Path, split: str) -> None:
         samples, self.chemistry = graph_samples(folder)
         self._samples = [s for s in samples if s.split == split]
-        self.shard_rows = [len(self._samples)]
+        self.shard_rows: Sequence[int] = [len(self._samples)]
 
     def read(self, shard: int, rows: np.ndarray) -> list[Sample]:
         """Return these samples."""
@@ -215,8 +215,8 @@ class BatchStream:
             found: dict[int, Sample] = {}
             for shard in np.unique(window.shards[order]):
                 places = order[window.shards[order] == shard]
-                found.update(zip(places, self.source.read(int(shard), window.rows[places]), strict=True))
-            for place in order:
+                found.update(zip(places.tolist(), self.source.read(int(shard), window.rows[places]), strict=True))
+            for place in order.tolist():
                 yield found.pop(place)
 
     def _collate(self, samples: list[Sample], pass_number: int) -> Batch:
