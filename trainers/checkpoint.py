@@ -247,6 +247,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise OSError(28, f"no disk space: {needed / 2**20:.0f} MiB needed, {free / 2**20:.0f} free", str(path))
     try:
         save_file({n: t.contiguous() for n, t in tensors.items()}, path)
+        path.chmod(0o644)  # as any other file; safetensors hides it from the group
     except OSError:
         raise
     except Exception as error:  # safetensors reports a full disk with an error type of its own

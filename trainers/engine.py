@@ -6,11 +6,14 @@ compile at its first start, where two ranks that compile at once can hang each o
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
+import time
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
@@ -339,11 +342,13 @@ class DeepSpeedEngine:
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See Engine."""
-        for name, value in weights.items():
-            if name in self._buffers:
-                self._buffers[name].copy_(value)
+        for name in set(weights) & set(self._buffers):
+            self._buffers[name].copy_(weights[name])
+        # In the order of the module: that of a file differs between ranks, and gathering in two orders hangs.
+        for name, parameter in self._trained.items():
+            if name not in weights:
                 continue
-            parameter = self._trained[name]
+            value = weights[name]
             with self._gathered([parameter], modifier_rank=0):
                 if self.is_main:
                     parameter.copy_(value)
@@ -489,14 +494,27 @@ def finish(status: int) -> NoReturn:
     os._exit(status)
 
 
+STALE_LOCK_S = 300.0  # torch compiles this operator in under a minute
+
+
 def build_ops() -> None:
-    """Compile DeepSpeed's shared-memory communication (CPU only), once and kept in TORCH_EXTENSIONS_DIR."""
+    """Compile DeepSpeed's shared-memory communication (CPU only), once and kept in TORCH_EXTENSIONS_DIR.
+
+    A compilation that was killed leaves torch's lock file behind, on which every later start would wait for ever: one
+    that is older than STALE_LOCK_S is removed.
+    """
     import_deepspeed()
     from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import _get_build_directory
 
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if builder is not None and builder.is_compatible():
-        builder.load(verbose=False)
+    if builder is None or not builder.is_compatible():
+        return
+    lock = Path(_get_build_directory(builder.name, False)) / "lock"
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - lock.stat().st_mtime > STALE_LOCK_S:
+            lock.unlink()
+    builder.load(verbose=False)
 
 
 if __name__ == "__main__":
