@@ -119,11 +119,11 @@ def water_redox_v(o2_bar: float, h2_bar: float, ph: float, temperature_k: float,
 
 
 def _organics(family: str, temperature_k: float, rng: np.random.Generator) -> dict[str, float]:
-    """Return mol/L of the 0 to 3 organics that this water holds."""
+    """Return mol/L of the 0 to 3 organics that this water holds; under air that was given by hand, at least one."""
     choice = [
         name for name in ORGANIC_PRIORS[family] if temperature_k <= SUGARS_DESTROYED_ABOVE_K or name not in _SUGARS
     ]
-    number = int(rng.choice(4, p=[0.15, 0.45, 0.25, 0.15]))
+    number = max(int(rng.choice(4, p=[0.15, 0.45, 0.25, 0.15])), int(family == "given"))
     return {str(name): float(10 ** rng.uniform(-5.0, -2.0)) for name in rng.permutation(choice)[:number]}
 
 

@@ -22,6 +22,7 @@ BANDS = {
     "CH4": ((3.15, 3.5), ((2.95, 3.1), (3.7, 4.0))),
     "O3": ((9.3, 9.95), ((8.6, 9.1), (10.3, 11.0))),
 }
+WHETHER_HABITABLE = "Is it habitable, and why?"
 WINDOW_UM = (10.2, 12.2)  # the clearest part of the thermal infrared
 _RADIATION_UM_K = 14387.77  # second radiation constant
 _SUN_RADII_EARTH = 109.2
@@ -34,22 +35,23 @@ _NAMES = {
 
 
 def describe(sample: Sample, observable_only: bool, rng: np.random.Generator) -> tuple[str, str, str]:
-    """Return (description, question, answer) in one of several phrasings drawn by `rng`.
+    """Return (description, question, answer) in one of several phrasings drawn by `rng`."""
+    words = description(sample, observable_only, rng)
+    question, answer = _pick(rng, *QUESTIONS)(sample.facts, rng)
+    return words, question, answer
+
+
+def description(sample: Sample, observable_only: bool, rng: np.random.Generator) -> str:
+    """Return what is known of a planet, the most telling first.
 
     Args:
         observable_only: Write only what a telescope gives: planet parameters and what the noisy spectrum shows.
-            Otherwise the climate and the water's chemistry follow.
+            Otherwise the climate and the water's chemistry come in too.
     """
     sentences = [_pick(rng, *forms) for forms in _observed(sample)]
     if not observable_only:
         sentences[1:1] = [_pick(rng, *forms) for forms in _simulated(sample.facts)]
-    question, answer = _pick(rng, *QUESTIONS)(sample.facts, rng)
-    return " ".join(sentences), question, answer
-
-
-def answer_prompt(description: str, question: str) -> str:
-    """Return what the language model reads before it answers."""
-    return f"{description}\n{question}\n"
+    return " ".join(sentences)
 
 
 def encode(strings: tuple[str, str, str], tokenizer: Any, max_tokens: int) -> TextSample:
@@ -58,7 +60,7 @@ def encode(strings: tuple[str, str, str], tokenizer: Any, max_tokens: int) -> Te
     Raises:
         InputError: Question and answer alone are longer than `max_tokens`.
     """
-    description, question, answer = strings
+    words, question, answer = strings
 
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -70,8 +72,8 @@ def encode(strings: tuple[str, str, str], tokenizer: Any, max_tokens: int) -> Te
         raise InputError(
             f"data.max_tokens={max_tokens}: question and answer need {len(asked) + len(answered)} tokens; raise it"
         )
-    sentences = description.split(". ")
-    read = ids(description)
+    sentences = words.split(". ")
+    read = ids(words)
     while len(read) > room and len(sentences) > 1:
         sentences.pop()
         read = ids(". ".join(sentences) + ".")
@@ -168,7 +170,7 @@ def _simulated(facts: dict[str, Any]) -> list[tuple[str, ...]]:
 
 # --- questions and answers --------------------------------------------------------------------------------------------
 def _habitability(facts: dict[str, Any], rng: np.random.Generator) -> tuple[str, str]:
-    question = _pick(rng, "Is it habitable, and why?", "Could life exist here, and why?")
+    question = _pick(rng, WHETHER_HABITABLE, "Could life exist here, and why?")
     share, organisms = 100 * facts["liquid_water_share"], facts["feasible_organisms"]
     reason = f"liquid water covers {share:.0f} % and {organisms} of 20 known metabolisms can run there"
     return question, f"{'Yes' if facts['habitable'] else 'No'}: {reason}."

@@ -47,7 +47,7 @@ class DataConfig:
     dir: str = ""  # folder that data_pipeline.build wrote
     graphs: str = ""  # folder of NPZ graphs; when given, graph_vae trains on these instead of on `dir`
     samples_per_rank: int = 8  # of one micro-batch
-    max_tokens: int = 160
+    max_tokens: int = 208
     text_mode: Literal["mixed", "full", "observable"] = "mixed"
     seed: int = 0  # of the order of samples and of what is hidden
     verify: bool = True  # compare every shard's checksum before the first step

@@ -99,18 +99,18 @@ def generate(
 def judge(objective: nn.Module, config: RunConfig, sample: Sample) -> dict[str, Any]:
     """Return what the unified model says of a planet from what a telescope sees: probability, question and answer."""
     tokenizer = load_tokenizer(config.model.language)
-    strings = text.describe(sample, True, generator("text", 0, sample.sample_id))
+    description = text.description(sample, True, generator("text", 0, sample.sample_id))
+    strings = (description, text.WHETHER_HABITABLE, "")
     written = replace(sample, text=text.encode(strings, tokenizer, config.data.max_tokens))
     batch = collate([written]).keep(*OBSERVABLE)
     batch = replace(batch, visible=batch.present).to(next(objective.parameters()).device)
     outputs = objective(batch).outputs
     answer = objective.explain(batch, tokenizer.eos_token_id)[0]
-    description, question, _ = strings
     return {
         "habitability_probability": float(outputs["habitability_probability"]),
         "gates": dict(zip(MODALITIES, outputs["gates"][0].tolist(), strict=True)),
         "description": description,
-        "question": question,
+        "question": text.WHETHER_HABITABLE,
         "explanation": tokenizer.decode(answer).strip(),
     }
 
