@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from models.biochemistry import Chemistry
 from models.cnn import ClimateCNN, ClimateOutput, climate_terms
 from models.configs import ModelConfig
 from models.consistency import Consistency, foretelling_error, info_nce, network_key
-from models.fusion import Fusion, ModalityTokens, NumberEncoder, Tokeniser, calibrated_probability
+from models.fusion import Fusion, FusionOutput, ModalityTokens, NumberEncoder, Tokeniser, calibrated_probability
 from models.graph_vae import GraphVAE, graph_terms
 from models.language import LanguageModel, LanguageOutput, load_causal
 from models.losses import Term, masked
@@ -181,11 +182,7 @@ class UnifiedObjective(nn.Module):
         beside_text = self.tokeniser(*(latents[m] for m in _BESIDE_TEXT))
         language = self._language(beside_text, visible, text)
         latents["text"] = language.latent
-        of_text = self.text_tokeniser(language.latent)
-        tokens, log_var = (
-            torch.cat([a[:, :TEXT], b, a[:, TEXT:]], dim=1) for a, b in zip(beside_text, of_text, strict=True)
-        )
-        fused = self.fusion(tokens, log_var, visible)
+        fused = self._fuse(beside_text, language.latent, visible)
         agreed = self.consistency(latents, fused.latent)
 
         keys = content_keys(batch)
@@ -220,6 +217,19 @@ class UnifiedObjective(nn.Module):
         """Run the language model with the visible tokens of the other modalities as prefix."""
         beside = torch.cat([visible[:, :TEXT], visible[:, TEXT + 1 :]], dim=1)
         return self.language(text, tokens.tokens.flatten(1, 2), beside.repeat_interleave(tokens.tokens.shape[2], dim=1))
+
+    def judge(self, latents: Mapping[str, Tensor], visible: Bool[Tensor, "B Q"]) -> FusionOutput:
+        """Fuse latents that `forward` gave out; what is not visible has no influence."""
+        return self._fuse(self.tokeniser(*(latents[m] for m in _BESIDE_TEXT)), latents["text"], visible)
+
+    def _fuse(
+        self, beside_text: ModalityTokens, text_latent: Float[Tensor, "B D"], visible: Bool[Tensor, "B Q"]
+    ) -> FusionOutput:
+        of_text = self.text_tokeniser(text_latent)
+        tokens, log_var = (
+            torch.cat([a[:, :TEXT], b, a[:, TEXT:]], dim=1) for a, b in zip(beside_text, of_text, strict=True)
+        )
+        return self.fusion(tokens, log_var, visible)
 
     @torch.no_grad()
     def explain(self, batch: Batch, end_token_id: int, max_tokens: int = 64) -> list[list[int]]:

@@ -85,9 +85,3 @@ def test_share_of_nothing_is_not_a_number() -> None:
 def test_two_copies_of_three_networks_leave_two_thirds_unique() -> None:
     a, b = frozenset({("glc", "g6p")}), frozenset({("g6p", "f6p")})
     assert metrics.uniqueness([a, b, a]) == pytest.approx(2 / 3)
-
-
-def test_edge_distance_of_half_shared_sets() -> None:
-    a, b = frozenset({1, 2, 3}), frozenset({2, 3, 4})
-    assert metrics.jaccard_distance(a, b) == pytest.approx(0.5)
-    assert metrics.jaccard_distance(a, a) == 0.0 and metrics.jaccard_distance(frozenset(), frozenset()) == 0.0

@@ -27,6 +27,10 @@ def rates(
     `atp_feasible_shuffled_environment` draws each network for another planet's environment, and judges it in its own.
     """
     living = [r for r in judged if r.edges]
+    if not living:  # a handful of planets may hold no network at all
+        nothing = dict.fromkeys((*_rates([frozenset()], set()), "atp_feasible"), float("nan"))
+        shuffled = {"atp_feasible_shuffled_environment": float("nan")}
+        return {"unified": nothing | shuffled, "nearest_neighbour": nothing, "untrained": nothing, "real": nothing}
     asked = [living[i] for i in np.random.default_rng(SEED).permutation(len(living))[:NETWORKS]]
     environments = np.stack([r.environment for r in asked])
 

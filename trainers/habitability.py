@@ -9,16 +9,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import nn
 
 from data_pipeline import planets
 from data_pipeline.batch import MODALITIES, OBSERVABLE, Batch
+from models.objectives import UnifiedObjective
 from trainers import baselines, metrics
 from trainers.records import Record
 
-# What each row may read, and which text: only the one of `full` tells what no telescope sees.
-FULL_VIEWS = {"unified": MODALITIES, "climate": ("climate",), "spectrum": ("spectrum",), "graph": ("graph",)}
-OBSERVABLE_VIEWS = {"unified_observable": OBSERVABLE, "text": ("text",)}
+# What each row may read. The text is in every row the one that is written from observables.
+VIEWS: dict[str, tuple[str, ...]] = {
+    "unified": MODALITIES,
+    "unified_observable": OBSERVABLE,
+    **{m: (m,) for m in ("climate", "spectrum", "graph", "text")},
+}
 
 
 class Answers(NamedTuple):
@@ -69,18 +72,23 @@ def _log_odds(probability: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def model_answers(
-    objective: nn.Module, batches: Iterable[Batch], views: dict[str, tuple[str, ...]]
-) -> dict[str, Float[np.ndarray, " n"]]:
-    """Return the logits of a unified objective for each view of the same planets."""
+def model_answers(objective: UnifiedObjective, batches: Iterable[Batch]) -> dict[str, Float[np.ndarray, " n"]]:
+    """Return the logits of each view of the same planets; every network runs once, since only the fusion differs.
+
+    Only the latent of a network depends on whether the environment is visible as well: it is computed for both.
+    """
     device = next(objective.parameters()).device
-    logits: dict[str, list[torch.Tensor]] = {name: [] for name in views}
+    logits: dict[str, list[torch.Tensor]] = {name: [] for name in VIEWS}
     for batch in batches:
         batch = descriptions_only(batch.to(device))
-        for name, modalities in views.items():
-            seen = batch.keep(*modalities)
-            output = objective(replace(seen, visible=seen.present))
-            logits[name].append(output.outputs["habitability_logit"].double().cpu())
+        outputs = objective(replace(batch, visible=batch.present)).outputs
+        latents = {m: outputs[f"{m}_latent"] for m in MODALITIES}
+        unseen = torch.zeros_like(batch.present[:, 0])
+        alone = latents | {"graph": objective.graph_vae(batch.graph, batch.environment, unseen).latent}
+        for name, modalities in VIEWS.items():
+            seen = batch.present & torch.tensor([m in modalities for m in MODALITIES], device=device)
+            fused = objective.judge(latents if "environment" in modalities else alone, seen)
+            logits[name].append(fused.habitability_logit.double().cpu())
     return {name: torch.cat(parts).numpy() for name, parts in logits.items()}
 
 

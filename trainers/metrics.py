@@ -98,9 +98,3 @@ def share(answers: Sequence[bool]) -> float:
 def uniqueness(networks: Sequence[Hashable]) -> float:
     """Return the share of networks that are not a repetition of an earlier one."""
     return len(set(networks)) / len(networks) if len(networks) else float("nan")
-
-
-def jaccard_distance(a: frozenset, b: frozenset) -> float:
-    """Return 1 - |intersection| / |union| of two edge sets; 0 for two empty ones."""
-    union = len(a | b)
-    return 1.0 - len(a & b) / union if union else 0.0

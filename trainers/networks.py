@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from models.graph_vae import GraphVAE
-from trainers.records import Edges, named_edges
+from trainers.records import Edges
 
 
 class Network(NamedTuple):
@@ -25,7 +25,7 @@ class Network(NamedTuple):
     @property
     def edges(self) -> Edges:
         """The same edges by name."""
-        return named_edges(self.metabolites, self.pairs)
+        return frozenset((self.metabolites[i], self.metabolites[j]) for i, j in self.pairs.tolist())
 
 
 def find_graph_vae(objective: nn.Module) -> GraphVAE:

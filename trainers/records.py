@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from data_pipeline import shards
+from data_pipeline import assemble, shards
 
 Edges = frozenset[tuple[str, str]]  # (substrate, product) by name
 
@@ -44,13 +43,8 @@ def read_records(data_dir: str | Path, split: str) -> list[Record]:
             environment=sample.environment.copy(),
             organism=sample.graph.organism,
             nutrients=sample.graph.nutrients,
-            edges=named_edges(sample.graph.metabolites, sample.graph.edge_index.T),
+            edges=assemble.edge_names(sample.graph),
         )
         for shard in manifest.of_split(split)
         for sample in shards.to_samples(shards.read_shard(Path(data_dir) / shard.file))
     ]
-
-
-def named_edges(metabolites: tuple[str, ...] | list[str], pairs: Iterable[Iterable[int]]) -> Edges:
-    """Return the edges of a network by the names of their ends."""
-    return frozenset((metabolites[int(i)], metabolites[int(j)]) for i, j in pairs)
