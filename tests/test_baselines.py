@@ -45,7 +45,7 @@ def test_a_planet_without_a_network_is_no_neighbour() -> None:
 def test_boosted_trees_find_a_threshold_in_a_planet_parameter() -> None:
     rng = np.random.default_rng(0)
     known, asked = rng.random((400, 3)), rng.random((200, 3))
-    answer = baselines.gradient_boosting(known, known[:, 1] > 0.6, asked)
+    (answer,) = baselines.gradient_boosting(known, known[:, 1] > 0.6, asked)
     assert auroc(asked[:, 1] > 0.6, answer) > 0.99
     assert 0.0 <= answer.min() and answer.max() <= 1.0
 

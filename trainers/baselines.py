@@ -25,9 +25,9 @@ def parameters_with_spectrum(records: Sequence[Record]) -> Float[np.ndarray, "n 
 def gradient_boosting(
     known: Float[np.ndarray, "m features"],
     habitable: Bool[np.ndarray, " m"],
-    asked: Float[np.ndarray, "n features"],
-) -> Float[np.ndarray, " n"]:
-    """Return the probability of being habitable from boosted trees that were fitted on the known planets.
+    *asked: Float[np.ndarray, "_ features"],
+) -> list[Float[np.ndarray, " _"]]:
+    """Return the probabilities of being habitable from boosted trees that were fitted on the known planets.
 
     Early stopping on a tenth of the known planets chooses the number of trees.
     """
@@ -36,7 +36,8 @@ def gradient_boosting(
     trees = HistGradientBoostingClassifier(
         learning_rate=0.05, max_iter=400, max_leaf_nodes=15, early_stopping=True, n_iter_no_change=20, random_state=0
     )
-    return trees.fit(known, habitable).predict_proba(asked)[:, 1]
+    trees.fit(known, habitable)
+    return [trees.predict_proba(planets)[:, 1] for planets in asked]
 
 
 def nearest_networks(known: Sequence[Record], environments: Float[np.ndarray, "n V"]) -> list[Edges]:

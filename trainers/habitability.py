@@ -52,17 +52,16 @@ def baseline_answers(
 ) -> dict[str, Answers]:
     """Return the answers of the habitable-zone rule, and of boosted trees without and with the noisy spectrum."""
     habitable = np.array([r.habitable for r in train])
-    rule = (planets.hz_rule_score(baselines.planet_parameters(r))[0] for r in (calibration, judged))
+    # The rule as it is used: inside the zone or not. Where inside it a planet lies is no claim of its authors.
+    rule = (planets.hz_rule_score(baselines.planet_parameters(r))[1] for r in (calibration, judged))
     answers = {"hz_rule": Answers(*rule)}
     features = {
         "gradient_boosting": baselines.planet_parameters,
         "gradient_boosting_with_spectrum": baselines.parameters_with_spectrum,
     }
     for name, read in features.items():
-        known = read(train)
-        answers[name] = Answers(
-            *(_log_odds(baselines.gradient_boosting(known, habitable, read(r))) for r in (calibration, judged))
-        )
+        fitted = baselines.gradient_boosting(read(train), habitable, read(calibration), read(judged))
+        answers[name] = Answers(*map(_log_odds, fitted))
     return answers
 
 
