@@ -36,7 +36,7 @@ def observe(planets: Sequence[Planet], sample_ids: Sequence[str], split: str, se
 
     A planet without liquid water has no environment (zeros, `present` False).
     """
-    cubes = climate.simulate(list(planets), derived_seed(seed, "climate", sample_ids[0]))
+    cubes = climate.simulate(list(planets), derived_seed(seed, "climate"))
     return [
         _observe_one(planet, cube, sample_id, split, seed)
         for planet, cube, sample_id in zip(planets, cubes, sample_ids, strict=True)

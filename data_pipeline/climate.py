@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -32,8 +33,8 @@ def simulate(planets: Sequence[Planet], seed: int) -> np.ndarray:
     """Draw one steady-state climate a planet, n C H W float32 in the units and order of variables.CLIMATE_FIELDS.
 
     One coherent draw from the emulator's distribution over climates: what a general circulation model would say is
-    uncertain, and the draw carries that. Rows go south to north; longitude 0, the substellar point, lies between the
-    columns 31 and 32.
+    uncertain, and the draw carries that. It follows from (seed, planet) alone, whatever else is simulated with it. Rows
+    go south to north; longitude 0, the substellar point, lies between the columns 31 and 32.
 
     Raises:
         InputError: The emulator is missing, or a planet lies outside the ranges that it was trained on.
@@ -61,11 +62,18 @@ def simulate(planets: Sequence[Planet], seed: int) -> np.ndarray:
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the ranges were checked above
-        draw = _emulator().sample(rows, n_samples=1, seed=seed)
-    cubes = np.stack([np.asarray(draw[name])[0] for name in _NAMES], axis=1).astype(np.float32)
+        draws = [
+            _emulator().sample(row, n_samples=1, seed=_draw_seed(planet, seed))
+            for row, planet in zip(rows, planets, strict=True)
+        ]
+    cubes = np.stack([np.stack([draw[name][0] for name in _NAMES]) for draw in draws]).astype(np.float32)
     low = np.array([v.low for v in CLIMATE_FIELDS], np.float32)[:, None, None]
     high = np.array([v.high for v in CLIMATE_FIELDS], np.float32)[:, None, None]
     return np.clip(cubes, low, high)
+
+
+def _draw_seed(planet: Planet, seed: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed} {planet!r}".encode(), digest_size=4).digest(), "big")
 
 
 @cache

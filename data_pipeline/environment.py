@@ -107,8 +107,9 @@ def water_redox_v(o2_bar: float, h2_bar: float, ph: float, temperature_k: float,
     """Return Eh in volt against the standard hydrogen electrode.
 
     With more O2 than 1e-6 bar the O2/H2O couple holds, 0.4 V below its ideal value as measured in natural waters (O2
-    is slow at electrodes; Stumm & Morgan 1996). Otherwise H+/H2 sets the lower end and Fe3+/Fe2+ at 0.77 - 0.18 (pH - 3) V
-    the upper, and `mixing` (0 to 1) says where between them the water is, for example by how much H2 the vents bring.
+    is slow at electrodes; Stumm & Morgan 1996). Otherwise H+/H2 sets the lower end, and the upper lies 0.35 V over the
+    ferric line 0.77 - 0.18 (pH - 3) V, where nitrate begins to last (0.40 V at pH 7; an imposed prior). `mixing` (0 to 1)
+    says where between them the water is, for example by how much H2 the vents bring.
     """
     slope = GAS_CONSTANT * temperature_k * math.log(10.0) / FARADAY
     if o2_bar > 1e-6:

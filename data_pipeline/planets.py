@@ -7,7 +7,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ CLIMATE_RANGES = {
 SOLAR_IRRADIANCE_W_M2 = 1361.0
 SOLAR_TEMPERATURE_K = 5772.0
 EARTH_GRAVITY_M_S2 = 9.807
+PERIOD_RATIO = (
+    1.2  # least of neighbours; 6 mutual Hill radii for Earths at 0.2 suns (two are stable over 3.5: Gladman 1993)
+)
 KNOWN_SHARE = 0.1  # of the samples are known planets, each under several atmospheres that are drawn like the others'
 
 
@@ -135,25 +138,31 @@ def sample_systems(planets: int, seed: int) -> Iterator[Planet]:
 
 
 def _synthetic_system(system_id: str, rng: np.random.Generator) -> list[Planet]:
-    temperature = float(rng.uniform(2550.0, 4700.0))
+    temperature = float(rng.uniform(2620.0, 4700.0))  # cooler, the relations of `star` give less than 0.075 suns
     mass, luminosity = star(temperature)
-    planets: list[Planet] = []
-    for letter in "bcde"[: rng.choice([1, 2, 3, 4], p=[0.3, 0.35, 0.2, 0.15])]:
-        planet = _synthetic_planet(f"{system_id} {letter}", system_id, temperature, mass, luminosity, rng)
-        planets.append(planet)
-    return planets
+    number = int(rng.choice([1, 2, 3, 4], p=[0.3, 0.35, 0.2, 0.15]))
+    return [
+        _synthetic_planet(f"{system_id} {letter}", system_id, temperature, irradiance, rng)
+        for letter, irradiance in zip("bcde", _spaced_irradiances(number, mass, luminosity, rng), strict=False)
+    ]
+
+
+def _spaced_irradiances(planets: int, mass: float, luminosity: float, rng: np.random.Generator) -> list[float]:
+    """Return W m-2 from the star outward, log-uniform under PERIOD_RATIO; fewer than asked where they do not fit."""
+    low, high = CLIMATE_RANGES["irradiance_w_m2"]
+    widest = (CLIMATE_RANGES["rotation_period_d"][1] / 365.25 * math.sqrt(mass)) ** (2 / 3)  # au
+    low = max(low, 1.0001 * luminosity * SOLAR_IRRADIANCE_W_M2 / widest**2)
+    span, gap = math.log(high / low), math.log(PERIOD_RATIO) * 4 / 3  # period goes as irradiance^(-3/4)
+    planets = min(planets, 1 + int(span / gap))
+    free = np.sort(rng.uniform(0.0, span - (planets - 1) * gap, planets))
+    return [float(high * math.exp(-x)) for x in free + gap * np.arange(planets)]
 
 
 def _synthetic_planet(
-    name: str, system_id: str, temperature: float, mass: float, luminosity: float, rng: np.random.Generator
+    name: str, system_id: str, temperature: float, irradiance: float, rng: np.random.Generator
 ) -> Planet:
-    low, high = CLIMATE_RANGES["rotation_period_d"]
-    while True:
-        irradiance = float(rng.uniform(*CLIMATE_RANGES["irradiance_w_m2"]))
-        axis = math.sqrt(luminosity * SOLAR_IRRADIANCE_W_M2 / irradiance)
-        period = 365.25 * axis**1.5 / math.sqrt(mass)
-        if low <= period <= high:
-            break
+    mass, luminosity = star(temperature)
+    axis = math.sqrt(luminosity * SOLAR_IRRADIANCE_W_M2 / irradiance)
     while True:  # rocky: M = R^(1/0.27) of Zeng et al. 2016 gives g = R^1.7, here with 12 % scatter
         radius = float(rng.uniform(*CLIMATE_RANGES["radius_earth"]))
         gravity = EARTH_GRAVITY_M_S2 * radius ** (1 / 0.27 - 2.0) * math.exp(0.12 * rng.standard_normal())
@@ -165,7 +174,7 @@ def _synthetic_planet(
             system_id=system_id,
             radius_earth=radius,
             gravity_m_s2=gravity,
-            rotation_period_d=period,
+            rotation_period_d=365.25 * axis**1.5 / math.sqrt(mass),
             irradiance_w_m2=irradiance,
             star_temperature_k=temperature,
             star_radius_sun=math.sqrt(luminosity) * (SOLAR_TEMPERATURE_K / temperature) ** 2,

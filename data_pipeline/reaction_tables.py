@@ -154,12 +154,16 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _distil() -> bytes:
     """Return the compressed tables: `metabolites`, their chemistry, and per model its reactions, bounds and entries."""
     folder = carveme_data() / "generated"
+    compounds = _read_compounds(folder.parent / "input" / "mnx_compounds.tsv")
     bounds = _read_bounds(folder / "model_specific_data.csv.gz", {row["model"] for row in growth_ranges()})
     wanted = {reaction for model in bounds.values() for reaction in model}
     stoichiometry, species = _read_universe(folder / "bigg_universe.xml.gz", wanted)
     metabolites = sorted({m for reaction in stoichiometry.values() for m in reaction})
     row_of = {m: i for i, m in enumerate(metabolites)}
-    formulas = [species.get(m, ("", 0.0)) for m in metabolites]
+    for name, (formula, charge) in species.items():  # a formula known in one compartment holds in the others
+        if formula:
+            compounds.setdefault(base_of(name), (formula, charge))
+    formulas = [species[m] if species[m][0] else compounds.get(base_of(m), ("", 0.0)) for m in metabolites]
     arrays: dict[str, np.ndarray] = {
         "metabolites": np.array(metabolites),
         "formulas": np.array([f for f, _ in formulas]),
@@ -190,6 +194,13 @@ def _read_bounds(path: Path, models: set[str]) -> dict[str, dict[str, tuple[floa
             high = max(high, FLUX_LIMIT if float(row["ub"]) > 0 else 0.0)
             limits[reaction] = (low, high)
     return bounds
+
+
+def _read_compounds(path: Path) -> dict[str, tuple[str, float]]:
+    """Read MetaNetX formula and charge by BiGG id without compartment, for species that the universe leaves blank."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        return {r["BiGG"]: (r["formula"], float(r["charge"] or 0)) for r in rows if r["formula"]}
 
 
 def _read_universe(path: Path, wanted: set[str]) -> tuple[dict[str, dict[str, float]], dict[str, tuple[str, float]]]:

@@ -34,6 +34,11 @@ def test_a_seed_gives_the_same_climate_and_another_seed_another(cubes: np.ndarra
     assert np.abs(cubes - climate.simulate(some, seed=2)).max() > 0.1
 
 
+def test_a_planets_climate_does_not_depend_on_its_company(cubes: np.ndarray) -> None:
+    some = list(planets.sample_systems(6, 0))
+    np.testing.assert_array_equal(climate.simulate(some[3:4], seed=1)[0], cubes[3])
+
+
 def test_the_night_side_absorbs_nothing_and_the_substellar_columns_most(cubes: np.ndarray) -> None:
     absorbed = cubes[:, climate_field("absorbed_shortwave_w_m2")].mean((0, 1))
     night = np.abs(climate.substellar_longitudes()) > 90

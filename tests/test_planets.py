@@ -50,6 +50,26 @@ def test_orbit_of_a_synthetic_planet_obeys_kepler() -> None:
     assert planet.rotation_period_d == pytest.approx(period, rel=1e-6)
 
 
+def test_neighbours_of_a_system_are_not_closer_than_a_period_ratio_of_1_2() -> None:
+    systems: dict[str, list[float]] = {}
+    for planet in planets.sample_systems(600, 0):
+        if planet.source == "synthetic":
+            systems.setdefault(planet.system_id, []).append(planet.rotation_period_d)
+    ratios = np.concatenate([np.divide(p[1:], p[:-1]) for p in systems.values()])
+    assert ratios.size > 100
+    assert ratios.min() > 1.1999
+
+
+def test_every_synthetic_star_burns_hydrogen() -> None:
+    assert min(p.star_mass_sun for p in planets.sample_systems(600, 0)) > 0.075
+
+
+def test_axis_of_each_known_planet_agrees_with_keplers_law_to_six_per_cent() -> None:
+    for planet in planets.known_planets():
+        axis = (planet.rotation_period_d / 365.25) ** (2 / 3) * planet.star_mass_sun ** (1 / 3)
+        assert planet.semi_major_axis_au == pytest.approx(axis, rel=0.06), planet.name
+
+
 def test_habitable_zone_of_the_sun_has_the_published_edges() -> None:
     limits = planets.hz_limits(5780.0)
     assert [float(limits[k]) for k in limits] == [1.776, 1.107, 0.356, 0.320]
