@@ -31,6 +31,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$here/setup.py" ] || here=${SLURM_SUBMIT_DIR:-$here}
 [ -f "$here/setup.py" ] || refuse "no checkout of Exobiome at $here; submit the job from the checkout"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+# DeepSpeed 0.19 calls collectives by names that torch 2.13 calls old, in every rank.
+export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore:\`torch.distributed:FutureWarning}"
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
 # Machines that export 9.0a crash DeepSpeed's builder, which reads the value as a number.
 [ -z "${TORCH_CUDA_ARCH_LIST:-}" ] || export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST//a/}"
@@ -169,7 +171,7 @@ train() {
 
   local status=0 started
   started=$(mktemp)
-  deepspeed "${place[@]}" --master_port "$(free_port)" --log_level warning --no_local_rank \
+  deepspeed "${place[@]}" --master_port "$(free_port)" --log_level error --no_local_rank \
     --module trainers.train "${arguments[@]}" || status=$?
   # The launcher exits 0 when it was itself killed, so the exported model is the proof that training ended.
   if [ "$status" -eq 0 ] && [ ! "$out/model/model.safetensors" -nt "$started" ]; then

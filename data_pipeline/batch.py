@@ -148,7 +148,9 @@ class Batch:
         if bool((self.visible & ~self.present).any()):
             raise ValueError("batch.visible shows a modality that is not present")
         if self.present.shape[1] != len(MODALITIES):
-            raise ValueError(f"batch.present has {self.present.shape[1]} columns, expected {len(MODALITIES)}: {MODALITIES}")
+            raise ValueError(
+                f"batch.present has {self.present.shape[1]} columns, expected {len(MODALITIES)}: {MODALITIES}"
+            )
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy every tensor to a device."""
@@ -180,7 +182,9 @@ class Batch:
         def zero(part: Tensor, q: int) -> Tensor:
             return part * present[:, q].to(part.dtype).view(-1, *[1] * (part.dim() - 1))
 
-        spectrum = SpectrumBatch(**{f.name: zero(getattr(self.spectrum, f.name), SPECTRUM) for f in fields(SpectrumBatch)})
+        spectrum = SpectrumBatch(
+            **{f.name: zero(getattr(self.spectrum, f.name), SPECTRUM) for f in fields(SpectrumBatch)}
+        )
         graph = GraphBatch(**{f.name: zero(getattr(self.graph, f.name), GRAPH) for f in fields(GraphBatch)})
         text = self.text
         keep_text = present[:, TEXT]

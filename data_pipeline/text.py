@@ -172,7 +172,7 @@ def _simulated(facts: dict[str, Any]) -> list[tuple[str, ...]]:
 def _habitability(facts: dict[str, Any], rng: np.random.Generator) -> tuple[str, str]:
     question = _pick(rng, WHETHER_HABITABLE, "Could life exist here, and why?")
     share, organisms = 100 * facts["liquid_water_share"], facts["feasible_organisms"]
-    reason = f"liquid water covers {share:.0f} % and {organisms} of 20 known metabolisms can run there"
+    reason = f"liquid water covers {share:.0f} % and {organisms} known metabolisms can run there"
     return question, f"{'Yes' if facts['habitable'] else 'No'}: {reason}."
 
 

@@ -43,9 +43,7 @@ def restore(standardised: Tensor, variables: tuple[Variable, ...]) -> Tensor:
 
 
 def _standardisation(variables: tuple[Variable, ...], like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    ends = [
-        (math.log10(v.floor), math.log10(v.high)) if v.scale == "log10" else (v.low, v.high) for v in variables
-    ]
+    ends = [(math.log10(v.floor), math.log10(v.high)) if v.scale == "log10" else (v.low, v.high) for v in variables]
     low, high = like.new_tensor([e[0] for e in ends]), like.new_tensor([e[1] for e in ends])
     floor = like.new_tensor([v.floor for v in variables])
     is_log = torch.tensor([v.scale == "log10" for v in variables], device=like.device)
@@ -87,7 +85,10 @@ def climate_field(name: str, level: int = 0) -> int:
 # --- spectrum --------------------------------------------------------------------------------------------------------
 SPECTRAL_BINS = 128
 WAVELENGTH_UM = np.geomspace(0.6, 20.0, SPECTRAL_BINS + 1)  # bin edges
-OBSERVABLES = ("transit_depth_ppm", "eclipse_depth_ppm")  # eclipse: reflected plus thermal light of the day side over the star's
+OBSERVABLES = (
+    "transit_depth_ppm",
+    "eclipse_depth_ppm",
+)  # eclipse: reflected plus thermal light of the day side over the star's
 
 # --- planet parameters: what a telescope tells without a spectrum ---------------------------------------------------
 PLANET: tuple[Variable, ...] = (

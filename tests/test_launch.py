@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -259,6 +260,21 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], parts: list
     result = launch(*(a.format(**places) for a in arguments))
     refused(result, *parts)
     assert (tmp_path / "full" / "thesis.txt").exists() and not (tmp_path / "new" / "model").exists()
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_accelerate_starts_the_same_entry_point_on_two_ranks(dataset: Path, tmp_path: Path) -> None:
+    small = ("train.steps=2", "train.eval_batches=1", "data.samples_per_rank=2", "log.figures=false")
+    settings = [part for setting in small for part in ("--set", setting)]
+    command = [
+        str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", "ds_configs/accelerate_zero3.yaml",
+        "-m", "trainers.train", "graph_vae", "--data", str(dataset), "--out", str(tmp_path / "run"), *settings,
+    ]  # fmt: skip
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    description = tmp_path / "run" / "model" / "model.json"  # written last: what proves that training ended
+    assert description.exists(), result.stderr[-3000:]
+    assert {"world_size": 2, "zero_stage": 3, "step": 2}.items() <= json.loads(description.read_text()).items()
 
 
 # --- the README -----------------------------------------------------------------------------------------------------

@@ -13,14 +13,14 @@ from trainers.config import PARTS, DataConfig, OptimConfig, RunConfig, TrainConf
 def quickstart(part: str) -> RunConfig:
     """Small networks on two CPU cores, for about 2,400 planets."""
     model = ModelConfig(
-        graph=GraphVAEConfig(width=96),
+        graph=GraphVAEConfig(width=96, temperature=0.5),
         climate=ClimateConfig(width=24, latent_dim=96),
         spectrum=SpectrumConfig(width=48, latent_dim=48),
-        language=LanguageConfig(dtype="bfloat16", lora=LoRAConfig(rank=8)),
+        language=LanguageConfig(dtype="bfloat16", lora=LoRAConfig(rank=8), text_share=1.0 if part == "llm" else 1 / 16),
         fusion=FusionConfig(width=96, layers=2, dropout=0.0),
     )
-    steps = {"graph_vae": 600, "cnn": 300, "llm": 100, "unified": 200}[part]
-    per_rank = {"graph_vae": 16, "cnn": 16, "llm": 8, "unified": 8}[part]
+    steps = {"graph_vae": 1000, "cnn": 250, "llm": 100, "unified": 100}[part]
+    per_rank = {"graph_vae": 16, "cnn": 16, "llm": 8, "unified": 32}[part]
     return RunConfig(
         model=model,
         data=DataConfig(samples_per_rank=per_rank),
@@ -28,8 +28,9 @@ def quickstart(part: str) -> RunConfig:
         train=TrainConfig(
             part=part,  # type: ignore[arg-type]
             steps=steps,
-            eval_every_steps=max(25, steps // 4),
-            save_every_steps=max(50, steps // 2),
+            eval_every_steps=steps // 2,
+            eval_batches=1 if part == "unified" else 8,  # the language model reads every text of an evaluation
+            save_every_steps=steps // 2,
         ),
     )
 
