@@ -268,7 +268,8 @@ def test_accelerate_starts_the_same_entry_point_on_two_ranks(dataset: Path, tmp_
     small = ("train.steps=2", "train.eval_batches=1", "data.samples_per_rank=2", "log.figures=false")
     settings = [part for setting in small for part in ("--set", setting)]
     command = [
-        str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", "ds_configs/accelerate_zero3.yaml",
+        str(Path(sys.executable).with_name("accelerate")), "launch",
+        "--config_file", "ds_configs/accelerate_zero3.yaml",
         "-m", "trainers.train", "graph_vae", "--data", str(dataset), "--out", str(tmp_path / "run"), *settings,
     ]  # fmt: skip
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
