@@ -56,7 +56,8 @@ def test_stages_are_words_of_launch_sh(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_whole_project_runs_small_and_writes_every_promised_number(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    small = ("--planets", "64", "--set", "train.steps=2", "--set", "train.save_every_steps=1", "--out", str(out))
+    settings = ("train.steps=2", "train.save_every_steps=1", "train.eval_batches=1", "data.samples_per_rank=4")
+    small = ("--planets", "64", "--out", str(out), *(part for setting in settings for part in ("--set", setting)))
     result = launch("quickstart", *small, timeout_s=900)
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
     metrics = json.loads((out / "metrics.json").read_text())
