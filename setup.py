@@ -12,7 +12,7 @@ setup(
     description="From a planet's climate and spectrum to habitability, a metabolic network and the reason in words",
     python_requires=">=3.11",
     packages=["data_pipeline", "models", "trainers", "benchmarks"],
-    package_data={"data_pipeline": ["*.csv", "NOTICE"]},
+    package_data={"data_pipeline": ["*.csv"]},
     install_requires=["jaxtyping>=0.3", "numpy>=2.0", "torch>=2.11,<2.14", "torch-geometric>=2.7"],
     extras_require={
         "data": ["clero>=0.1.4,<0.2", "networkx>=3.2", "pyarrow>=21", "scipy>=1.14", "tqdm>=4.66"],
