@@ -110,5 +110,5 @@ def test_every_module_finds_its_neighbours_after_an_installation() -> None:
     text = (ROOT / "setup.py").read_text()
     for package in PACKAGES:
         assert f'"{package}"' in text
-    suffixes = {p.suffix for p in (ROOT / "data_pipeline").iterdir() if p.is_file()} - {".py", ""}
+    suffixes = {p.suffix for p in tracked_files() if p.parent.name == "data_pipeline"} - {".py", ""}
     assert all(f"*{suffix}" in text for suffix in suffixes)

@@ -18,7 +18,7 @@ from data_pipeline import shards
 from data_pipeline.errors import InputError
 from data_pipeline.stream import open_stream
 from models.language import load_tokenizer
-from models.objectives import build_objective
+from models.objectives import UnifiedObjective, build_objective
 from trainers import checkpoint, generation, habitability
 from trainers.networks import find_graph_vae
 from trainers.peak_memory import PeakMemory
@@ -52,7 +52,7 @@ def evaluate(run: Path, split: str, data_dir: str) -> dict[str, Any]:
     calibration = read_records(data_dir, OTHER[split])[: CALIBRATION_BATCHES * SAMPLES_AT_ONCE]
     truth = habitability.Truth(*(np.array([r.habitable for r in records]) for records in (calibration, judged)))
     answers = habitability.baseline_answers(train, calibration, judged)
-    if part == "unified":
+    if isinstance(objective, UnifiedObjective):
         tokenizer = load_tokenizer(config.model.language)
         of_calibration, of_judged = (
             habitability.model_answers(

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from data_pipeline import assemble, graph_files, metabolism, planets, text
 from data_pipeline.batch import MODALITIES, OBSERVABLE, Sample
@@ -24,6 +23,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.order import generator
 from data_pipeline.variables import ENVIRONMENT
 from models.language import load_tokenizer
+from models.objectives import UnifiedObjective
 from trainers import checkpoint, oracle
 from trainers.config import RunConfig
 from trainers.evaluate import find_run, plain
@@ -68,7 +68,7 @@ def generate(
     networks = draw(find_graph_vae(objective), chemistry.metabolites, np.repeat(environment[None], count, axis=0), seed)
     nutrients = metabolism.nutrients(environment)
     feasible = oracle.atp_feasible([oracle.Question(n.edges, nutrients) for n in networks])
-    report = {
+    report: dict[str, Any] = {
         "run": str(run),
         "seed": seed,
         "environment": {v.name: float(x) for v, x in zip(ENVIRONMENT, environment, strict=True)},
@@ -78,7 +78,7 @@ def generate(
     }
     if sample is not None:
         report["planet"] = {"name": sample.name, "facts": sample.facts}
-        if config.train.part == "unified":
+        if isinstance(objective, UnifiedObjective):
             report["planet"] |= judge(objective, config, sample)
     out.mkdir(parents=True, exist_ok=True)
     report["networks"] = [
@@ -96,7 +96,7 @@ def generate(
 
 
 @torch.no_grad()
-def judge(objective: nn.Module, config: RunConfig, sample: Sample) -> dict[str, Any]:
+def judge(objective: UnifiedObjective, config: RunConfig, sample: Sample) -> dict[str, Any]:
     """Return what the unified model says of a planet from what a telescope sees: probability, question and answer."""
     tokenizer = load_tokenizer(config.model.language)
     description = text.description(sample, True, generator("text", 0, sample.sample_id))
@@ -111,7 +111,7 @@ def judge(objective: nn.Module, config: RunConfig, sample: Sample) -> dict[str, 
         "gates": dict(zip(MODALITIES, outputs["gates"][0].tolist(), strict=True)),
         "description": description,
         "question": text.WHETHER_HABITABLE,
-        "explanation": tokenizer.decode(answer).strip(),
+        "explanation": str(tokenizer.decode(answer)).strip(),
     }
 
 
