@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -16,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_fixture import chain, sample
 
-from data_pipeline.batch import MODALITIES, Batch
+from data_pipeline.batch import MODALITIES, Batch, Sample
 from data_pipeline.collate import collate
+from data_pipeline.variables import ENVIRONMENT, LEVELS, PLANET, climate_field
 from models.biochemistry import Chemistry
+from models.cnn import restore_climate
 from models.configs import ClimateConfig, FusionConfig, GraphVAEConfig, ModelConfig, SpectrumConfig
 from models.objectives import build_objective
 from trainers import checkpoint
@@ -34,7 +38,9 @@ def config(part: str, world: int, engine: str = "deepspeed", **train: object) ->
     """Return a small configuration whose global batch is the same for every number of ranks."""
     return RunConfig(
         model=ModelConfig(
-            graph=GraphVAEConfig(width=16, heads=2, encoder_layers=1, decoder_layers=1, node_decoder_width=16, prior_components=4),
+            graph=GraphVAEConfig(
+                width=16, heads=2, encoder_layers=1, decoder_layers=1, node_decoder_width=16, prior_components=4
+            ),
             climate=ClimateConfig(width=8, latent_dim=8),
             spectrum=SpectrumConfig(width=8, latent_dim=8),
             fusion=FusionConfig(width=16, heads=2, layers=1, contrast_dim=8),
@@ -45,12 +51,31 @@ def config(part: str, world: int, engine: str = "deepspeed", **train: object) ->
     )
 
 
+def plausible(made: Sample) -> Sample:
+    """Return the sample with a climate, spectrum and parameters in their usual range: float32 sums of wild ones differ."""
+    pitch = 0.01 + 1e-4 * float(made.planet[0])
+    wave = np.sin(pitch * np.arange(made.climate.size, dtype=np.float32))
+    climate = restore_climate(torch.from_numpy(wave.reshape(1, *made.climate.shape)))[0].numpy()
+    start = climate_field("specific_humidity")
+    climate[start : start + LEVELS] = 10.0 ** climate[start : start + LEVELS].clip(-9, -1)
+    clean = 1000 + 50 * wave[: made.spectrum_ppm.size].reshape(made.spectrum_ppm.shape)
+    return replace(
+        made,
+        climate=climate,
+        spectrum_clean_ppm=clean,
+        spectrum_ppm=clean + 10 * wave[-clean.size :].reshape(clean.shape),
+        spectrum_error_ppm=np.full_like(clean, 20.0),
+        planet=np.array([(v.low + v.high) / 2 for v in PLANET], np.float32),
+        environment=np.array([(v.low + v.high) / 2 for v in ENVIRONMENT], np.float32),
+    )
+
+
 def batches(rank: int, world: int, start: int = 0, without: tuple[str, ...] = ()) -> Iterator[Batch]:
     """Yield this rank's part of every step's four hand-made samples; `without` is hidden on rank 0's part."""
     graphs = (chain("a", "b", "c"), chain("b", "d"), chain("d", "c", "b", "a"), None)
     per_rank = GLOBAL_BATCH // world
     for step in range(start, STEPS):
-        samples = [sample(10 * step + i + 1, graphs[i]) for i in range(GLOBAL_BATCH)]
+        samples = [plausible(sample(10 * step + i + 1, graphs[i])) for i in range(GLOBAL_BATCH)]
         samples = [
             replace(s, present=s.present & [m not in without for m in MODALITIES]) if i < GLOBAL_BATCH // 2 else s
             for i, s in enumerate(samples)
@@ -84,8 +109,6 @@ def write(engine: Engine, folder: Path, curve: list[dict[str, float]]) -> None:
 
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
-    import os
-
     world = int(os.environ["WORLD_SIZE"])
     part, _, what = name.partition(":")
     engine = engine_of(part, world)

@@ -54,7 +54,7 @@ def assert_same_curve(a: list[dict[str, float]], b: list[dict[str, float]], rel:
         assert left == pytest.approx(right, rel=rel, abs=1e-6), f"step {step}"
 
 
-@pytest.mark.parametrize("part", ["cnn", "graph_vae"])
+@pytest.mark.parametrize("part", ["cnn", "graph_vae", "unified"])
 def test_two_zero3_ranks_equal_one_plain_process(part: str, tmp_path: Path) -> None:
     run_ranks(part, tmp_path, 2)
     curve, weights = results(tmp_path)

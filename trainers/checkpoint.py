@@ -1,7 +1,7 @@
 """Save a run so that it can go on with any number of ranks, and export its model for plain torch.
 
-A checkpoint is one safetensors file of float32 masters, Adam moments and buffers by parameter name: nothing in it depends
-on how ZeRO-3 divided them. It is written under a temporary name and published last, so that a run which is killed
+A checkpoint is one safetensors file of float32 masters, Adam moments and buffers by parameter name: nothing in it says
+how ZeRO-3 divided them. It is written under a temporary name and published last, so that a run which is killed
 while saving leaves the checkpoint before it whole.
 """
 
@@ -84,7 +84,7 @@ def on_main(engine: Engine, job: Any) -> None:
             job()
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
-            problem = f"--out: {error.strerror or error}{where}; make room or choose another folder, then use --resume"
+            problem = f"--out: {error.strerror or error}{where}; make room or choose another folder, then --resume"
         except Exception as error:
             problem = f"rank 0: {type(error).__name__}: {error}"
     if problem := engine.gather(problem)[0]:
@@ -120,7 +120,7 @@ def load_newest(engine: Engine, run: Path, chemistry: Chemistry) -> Resumed:
 
 
 def export(engine: Engine, run: Path, chemistry: Chemistry, facts: Mapping[str, Any]) -> None:
-    """Write RUN/model: what was trained, chemistry and facts. The frozen base of the language model is named, not stored.
+    """Write RUN/model: what was trained, chemistry and facts. The frozen language model is named, not stored.
 
     Raises:
         InputError: The disk is full, or what was read back is not what was written.
@@ -134,7 +134,9 @@ def export(engine: Engine, run: Path, chemistry: Chemistry, facts: Mapping[str, 
         _write_tensors(temporary, weights)
         again = load_file(temporary)
         # A gather that was forgotten under ZeRO-3 writes empty tensors without an error.
-        wrong = [n for n, t in weights.items() if n not in again or again[n].shape != t.shape or not torch.equal(again[n], t)]
+        wrong = [
+            n for n, t in weights.items() if n not in again or again[n].shape != t.shape or not torch.equal(again[n], t)
+        ]
         empty = [n for n, t in again.items() if t.numel() == 0]
         if wrong or empty:
             raise OSError(f"{temporary}: read back otherwise than written: {(wrong + empty)[:5]}")
@@ -167,8 +169,13 @@ def load_model(run: Path) -> tuple[nn.Module, RunConfig, Chemistry]:
     wanted = exported_names(objective)
     if set(weights) != wanted:
         names = sorted(set(weights) ^ wanted)
-        raise InputError(f"{run}/model: {len(names)} names do not fit the objective, such as {names[:3]}; train it again")
-    objective.load_state_dict(weights, strict=False)
+        raise InputError(
+            f"{run}/model: {len(names)} names do not fit the objective, such as {names[:3]}; train it again"
+        )
+    try:
+        objective.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"{run}/model: {str(error).splitlines()[-1].strip()}; train it again") from None
     return objective, config, chemistry
 
 
@@ -199,7 +206,9 @@ def initialise(engine: Engine, runs: list[Path]) -> list[str]:
         fitting = {n: t for n, t in weights.items() if wanted.get(n) == tuple(t.shape)}
         if not fitting:
             raise InputError(f"--init-from {run}: no name of its model matches this one; give a run of a part of it")
-        notes += [f"--init-from {run}: {n} {tuple(t.shape)} has no place here" for n, t in weights.items() if n not in fitting]
+        notes += [
+            f"--init-from {run}: {n} {tuple(t.shape)} has no place here" for n, t in weights.items() if n not in fitting
+        ]
         parts = {n.split(".")[0] for n in fitting}
         notes += [
             f"--init-from {run}: {n} starts afresh" for n in wanted if n.split(".")[0] in parts and n not in fitting
@@ -214,7 +223,11 @@ def _shapes(engine: Engine) -> dict[str, Any]:
     class Shape(NamedTuple):
         shape: tuple[int, ...]
 
-    named = {n: Shape(tuple(getattr(p, "ds_shape", p.shape))) for n, p in engine.objective.named_parameters() if p.requires_grad}
+    named = {
+        n: Shape(tuple(getattr(p, "ds_shape", p.shape)))
+        for n, p in engine.objective.named_parameters()
+        if p.requires_grad
+    }
     return named | {n: Shape(tuple(b.shape)) for n, b in persistent_buffers(engine.objective).items()}
 
 
@@ -223,7 +236,9 @@ def _read_json(run: Path, name: str) -> dict[str, Any]:
     try:
         table: dict[str, Any] = json.loads(path.read_text())
     except OSError:
-        raise InputError(f"{run}: no model/{name}; it is written when training ends (./launch.sh train ... --resume)") from None
+        raise InputError(
+            f"{run}: no model/{name}; it is written when training ends (./launch.sh train ... --resume)"
+        ) from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); train again with --resume to write it anew") from None
     return table
@@ -232,7 +247,9 @@ def _read_json(run: Path, name: str) -> dict[str, Any]:
 def _read_weights(run: Path) -> dict[str, Tensor]:
     path = run / "model" / "model.safetensors"
     if not path.is_file():
-        raise InputError(f"{run}: no model/model.safetensors; it is written when training ends (./launch.sh train ... --resume)")
+        raise InputError(
+            f"{run}: no model/model.safetensors; it is written when training ends (./launch.sh train ... --resume)"
+        )
     try:
         weights: dict[str, Tensor] = load_file(path)
     except Exception as error:  # safetensors has an error type of its own for a damaged file

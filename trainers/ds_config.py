@@ -26,7 +26,16 @@ OURS = {
     "tensorboard": "log.tensorboard",
 }
 _OFFLOAD_PARAM = ("device", "nvme_path", "buffer_count", "buffer_size", "max_in_cpu", "pin_memory")
-_OFFLOAD_OPTIMIZER = ("device", "nvme_path", "buffer_count", "pin_memory", "pipeline_read", "pipeline_write", "fast_init", "ratio")
+_OFFLOAD_OPTIMIZER = (
+    "device",
+    "nvme_path",
+    "buffer_count",
+    "pin_memory",
+    "pipeline_read",
+    "pipeline_write",
+    "fast_init",
+    "ratio",
+)
 # deepspeed 0.19.8: runtime/config.py (top level), runtime/zero/config.py, runtime/zero/offload_config.py.
 KNOWN: dict[str, Any] = {
     "steps_per_print": None,
@@ -64,13 +73,19 @@ KNOWN: dict[str, Any] = {
         "offload_optimizer": dict.fromkeys(_OFFLOAD_OPTIMIZER),
     },
     "comms_logger": dict.fromkeys(("enabled", "verbose", "prof_all", "debug", "prof_ops")),
-    "flops_profiler": dict.fromkeys(("enabled", "profile_step", "module_depth", "top_modules", "detailed", "output_file")),
+    "flops_profiler": dict.fromkeys(
+        ("enabled", "profile_step", "module_depth", "top_modules", "detailed", "output_file")
+    ),
 }
 
 
 def path_of(config: RunConfig, has_gpu: bool) -> Path:
     """Return the DeepSpeed JSON of a run: the one that it names, else the one for this kind of machine."""
-    return Path(config.train.ds_config) if config.train.ds_config else FOLDER / ("zero3.json" if has_gpu else "zero3_cpu.json")
+    return (
+        Path(config.train.ds_config)
+        if config.train.ds_config
+        else FOLDER / ("zero3.json" if has_gpu else "zero3_cpu.json")
+    )
 
 
 def read(path: Path) -> dict[str, Any]:

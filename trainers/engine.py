@@ -1,19 +1,15 @@
 """Make training steps: with DeepSpeed ZeRO-3 on any number of ranks, or in plain torch as the reference for it.
 
-The only module that imports deepspeed. `python -m trainers.engine --build-ops` compiles what DeepSpeed would otherwise
-compile at its first start, where two ranks that compile at once can hang each other.
+The only module that imports deepspeed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import sys
-import time
 from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import torch
@@ -87,7 +83,7 @@ class Engine(Protocol):
         ...
 
     def weights(self, prefix: str = "") -> dict[str, Tensor]:
-        """Return the trainable parameters and buffers below a module as float32 on the CPU; {} on other ranks than 0."""
+        """Return what is trained and the buffers below a module, float32 on the CPU; {} on other ranks than 0."""
         ...
 
     def state(self) -> TrainState:
@@ -138,7 +134,9 @@ class LocalEngine:
 
     def __init__(self, objective: nn.Module, config: RunConfig) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(f"train.engine=local with {os.environ['WORLD_SIZE']} ranks: start one process, or use deepspeed")
+            raise InputError(
+                f"train.engine=local with {os.environ['WORLD_SIZE']} ranks: start one process, or use deepspeed"
+            )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.objective = objective.to(self.device)
         self.config = config
@@ -331,7 +329,9 @@ class DeepSpeedEngine:
             return
         for flat in self._zero.fp32_partitioned_groups_flat:
             self._zero.optimizer.state[flat] = {
-                "step": adam_step(state.step, flat) if isinstance(self._zero.optimizer, torch.optim.AdamW) else state.step,
+                "step": adam_step(state.step, flat)
+                if isinstance(self._zero.optimizer, torch.optim.AdamW)
+                else state.step,
                 "exp_avg": torch.zeros_like(flat),
                 "exp_avg_sq": torch.zeros_like(flat),
             }
@@ -379,8 +379,8 @@ class DeepSpeedEngine:
 def _require_input_gradient(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Make an input of a leaf module require a gradient, if none does.
 
-    DeepSpeed 0.19 reduces the gradients of a leaf module in a full backward hook. Torch calls that hook before the module
-    goes backward when none of the tensors among its positional arguments requires a gradient: zeros would be reduced.
+    DeepSpeed 0.19 reduces the gradients of a leaf module in a full backward hook. Torch calls that hook before the
+    module goes backward when none of its positional tensors requires a gradient: zeros would be reduced.
     """
     if not torch.is_grad_enabled() or any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
         return inputs
@@ -403,8 +403,9 @@ def finite_means(means: Mapping[str, Tensor], step: int) -> dict[str, float]:
     names = list(means)
     values = dict(zip(names, torch.stack([means[n] for n in names]).tolist(), strict=True))
     if bad := non_finite({n: v for n, v in values.items() if n != "loss"}) or non_finite(values):
+        named = ", ".join(f"{n}={values[n]}" for n in bad)
         raise NonFiniteLossError(
-            f"step {step + 1}: {', '.join(f'{n}={values[n]}' for n in bad)}: not finite; lower optim.lr, or look at the data"
+            f"step {step + 1}: {named}: not finite; lower optim.lr or look at the data"
         )
     return values
 
@@ -416,12 +417,14 @@ def refuse_norm(norm: float, step: int) -> None:
         NonFiniteLossError: It is NaN or infinite.
     """
     if not math.isfinite(norm):
-        raise NonFiniteLossError(f"step {step + 1}: grad_norm={norm}: not finite although the losses are; lower optim.lr")
+        raise NonFiniteLossError(
+            f"step {step + 1}: grad_norm={norm}: not finite although the losses are; lower optim.lr"
+        )
 
 
 def report(
-    step: int, means: list[dict[str, float]], norm: float, lr: dict[str, float], batches: tuple[Batch, ...], tokens: int,
-    world: int,
+    step: int, means: list[dict[str, float]], norm: float, lr: dict[str, float], batches: tuple[Batch, ...],
+    tokens: int, world: int,
 ) -> StepReport:  # fmt: skip
     """Average what the micro-batches of a step said."""
     mean = {n: sum(m[n] for m in means) / len(means) for n in means[0]}
@@ -449,7 +452,9 @@ def import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if (arch := os.environ.get("TORCH_CUDA_ARCH_LIST", "")).endswith("a"):
-        os.environ["TORCH_CUDA_ARCH_LIST"] = arch.removesuffix("a")  # the op builder reads "9.0a" as a number and crashes
+        os.environ["TORCH_CUDA_ARCH_LIST"] = arch.removesuffix(
+            "a"
+        )  # the op builder reads "9.0a" as a number and crashes
     import deepspeed
 
     deepspeed.utils.logger.setLevel("WARNING")
@@ -465,6 +470,9 @@ def start(timeout_s: float) -> Any:
             os.environ.update(single | {"MASTER_PORT": os.environ.get("MASTER_PORT", str(free_port()))})
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # On a CPU DeepSpeed 0.19 would compile an operator here (a minute, g++, and a lock file on which every later
+        # start waits for ever if a rank is killed meanwhile) that only its inference uses. So none counts as usable.
+        deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed(
             dist_backend="nccl" if torch.cuda.is_available() else "gloo",
             auto_mpi_discovery=False,
@@ -494,30 +502,6 @@ def finish(status: int) -> NoReturn:
     os._exit(status)
 
 
-STALE_LOCK_S = 300.0  # torch compiles this operator in under a minute
-
-
-def build_ops() -> None:
-    """Compile DeepSpeed's shared-memory communication (CPU only), once and kept in TORCH_EXTENSIONS_DIR.
-
-    A compilation that was killed leaves torch's lock file behind, on which every later start would wait for ever: one
-    that is older than STALE_LOCK_S is removed.
-    """
-    import_deepspeed()
-    from deepspeed.accelerator import get_accelerator
-    from torch.utils.cpp_extension import _get_build_directory
-
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if builder is None or not builder.is_compatible():
-        return
-    lock = Path(_get_build_directory(builder.name, False)) / "lock"
-    with contextlib.suppress(FileNotFoundError):
-        if time.time() - lock.stat().st_mtime > STALE_LOCK_S:
-            lock.unlink()
-    builder.load(verbose=False)
-
-
 if __name__ == "__main__":
     if sys.argv[1:] != ["--build-ops"]:
-        sys.exit("usage: python -m trainers.engine --build-ops")
-    build_ops()
+        sys.exit("usage: python -m trainers.engine --build-ops")  # kept for scripts: there is nothing left to compile

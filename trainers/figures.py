@@ -17,7 +17,12 @@ def climate_maps(maps: dict[str, Float[np.ndarray, "h w"]], unit: str) -> Figure
     for axes, (name, values) in zip(np.atleast_1d(figure.subplots(1, len(maps))), maps.items(), strict=True):
         half = values.shape[1] // 2
         image = axes.imshow(
-            np.roll(values, half, axis=1), origin="lower", extent=(-180, 180, -90, 90), vmin=low, vmax=high, cmap="inferno"
+            np.roll(values, half, axis=1),
+            origin="lower",
+            extent=(-180, 180, -90, 90),
+            vmin=low,
+            vmax=high,
+            cmap="inferno",
         )
         axes.set(title=name, xlabel="longitude from substellar point (deg)", ylabel="latitude (deg)")
     figure.colorbar(image, ax=figure.axes, label=unit)
@@ -34,7 +39,9 @@ def spectra(
     figure = Figure(figsize=(8, 2.6 * len(OBSERVABLES)), layout="constrained")
     centre_um = np.sqrt(WAVELENGTH_UM[1:] * WAVELENGTH_UM[:-1])
     for row, (axes, name) in enumerate(zip(figure.subplots(len(OBSERVABLES), 1), OBSERVABLES, strict=True)):
-        axes.errorbar(centre_um, observed_ppm[row], error_ppm[row], fmt=".", ms=2, lw=0.5, color="0.6", label="observed")
+        axes.errorbar(
+            centre_um, observed_ppm[row], error_ppm[row], fmt=".", ms=2, lw=0.5, color="0.6", label="observed"
+        )
         axes.plot(centre_um, clean_ppm[row], color="black", lw=1, label="noiseless")
         axes.plot(centre_um, rebuilt_ppm[row], color="tab:red", lw=1, label="reconstruction")
         shown = np.concatenate([clean_ppm[row], rebuilt_ppm[row]])
@@ -54,7 +61,9 @@ def networks(shown: dict[str, tuple[tuple[str, ...], Bool[np.ndarray, "n n"]]]) 
     place = nx.spring_layout(nx.compose_all([nx.Graph(g) for g in graphs.values()]), seed=0)
     figure = Figure(figsize=(6 * len(shown), 5), layout="constrained")
     for axes, (title, graph) in zip(np.atleast_1d(figure.subplots(1, len(shown))), graphs.items(), strict=True):
-        nx.draw_networkx(graph, place, ax=axes, node_size=60, node_color="tab:green", font_size=6, width=0.6, arrowsize=6)
+        nx.draw_networkx(
+            graph, place, ax=axes, node_size=60, node_color="tab:green", font_size=6, width=0.6, arrowsize=6
+        )
         axes.set_title(f"{title}: {graph.number_of_nodes()} metabolites, {graph.number_of_edges()} edges")
         axes.axis("off")
     return figure

@@ -42,10 +42,10 @@ class GraphVAETrainer:
         if not self.engine.is_main or not len(found):
             return {}
         b = int(found[0])
-        network = GraphVAE(self.engine.config.model.graph, self.chemistry).eval()  # plain torch: ours is in shares
-        network.load_state_dict({n.removeprefix(_PREFIX): t for n, t in weights.items()})
         names = self.chemistry.metabolites
-        with torch.random.fork_rng():
+        with torch.random.fork_rng():  # drawing must not change what training draws next
+            network = GraphVAE(self.engine.config.model.graph, self.chemistry).eval()  # plain torch: ours is in shares
+            network.load_state_dict({n.removeprefix(_PREFIX): t for n, t in weights.items()})
             made = draw(network, names, batch.environment[b : b + 1].float().cpu().numpy(), seed=self.engine.step)[0]
         size = int(batch.graph.mask[b].sum())
         real_names = tuple(names[i] for i in batch.graph.metabolite_index[b, :size].tolist())

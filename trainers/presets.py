@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from data_pipeline.errors import InputError
-from models.configs import ClimateConfig, FusionConfig, GraphVAEConfig, LanguageConfig, LoRAConfig, ModelConfig, SpectrumConfig
+from models.configs import (
+    ClimateConfig,
+    FusionConfig,
+    GraphVAEConfig,
+    LanguageConfig,
+    LoRAConfig,
+    ModelConfig,
+    SpectrumConfig,
+)
 from trainers.config import PARTS, DataConfig, OptimConfig, RunConfig, TrainConfig, nearest
 
 

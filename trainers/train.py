@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--init-from", action="append", default=[], type=Path, metavar="RUN", help="start from its weights, by name"
     )
-    p.add_argument("--resume", action="store_true", help="go on with the run in --out; a new one when there is none yet")
+    p.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out; a new one when there is none yet"
+    )
     p.add_argument("--check", action="store_true", help="look at the arguments only; exit code 0 or 2")
     p.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher appends it
     return p
@@ -53,7 +55,9 @@ def configure(arguments: argparse.Namespace) -> RunConfig:
         if config.train.part != part:
             raise InputError(f"--out {out}: holds a {config.train.part} run, not {part}; choose another folder")
         if arguments.preset:
-            raise InputError(f"--preset {arguments.preset}: the run in {out} has its configuration; use --set to change it")
+            raise InputError(
+                f"--preset {arguments.preset}: the run in {out} has its configuration; use --set to change it"
+            )
     else:
         config = presets.preset(arguments.preset or "quickstart", part)
     config = run_config.with_settings(config, arguments.set)
@@ -80,7 +84,7 @@ def _check_data(config: RunConfig) -> None:
         raise InputError("--data: which data? Give the folder that ./launch.sh build-data --out DIR wrote")
     elif not (Path(config.data.dir) / "manifest.json").is_file():
         raise InputError(
-            f"--data {config.data.dir}: no manifest.json in it; build it with ./launch.sh build-data --planets N --out DIR"
+            f"--data {config.data.dir}: no manifest.json in it; run ./launch.sh build-data --planets N --out DIR"
         )
 
 
