@@ -116,13 +116,6 @@ cores() { nproc 2>/dev/null || getconf _NPROCESSORS_ONLN; }
 
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
 
-build_operators() { # once, before ranks start: two ranks that compile the same operator can hang each other
-  command -v "${CXX:-g++}" >/dev/null 2>&1 ||
-    refuse "no C++ compiler (${CXX:-g++}): DeepSpeed compiles an operator at its first start; Debian: apt-get install g++"
-  command -v ninja >/dev/null 2>&1 || refuse "no ninja on the PATH; python -m pip install ninja"
-  python -m trainers.engine --build-ops >&2
-}
-
 # --- words ------------------------------------------------------------------------------------------------------------
 
 train() {
@@ -167,7 +160,6 @@ train() {
     say "training on $ranks CPU rank(s)"
   fi
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(cores) + ranks - 1) / ranks))}
-  build_operators
 
   local status=0 started
   started=$(mktemp)
@@ -194,7 +186,6 @@ train_with_srun() { # one task a GPU on every node of the job; never returns
   MASTER_ADDR=$(head -n 1 <<<"$nodes")
   export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(cores) + per_node - 1) / per_node))}
-  build_operators
   local tasks=$(($(wc -l <<<"$nodes") * per_node))
   say "training on $tasks SLURM task(s), $per_node a node, meeting at $MASTER_ADDR:$MASTER_PORT"
   # shellcheck disable=SC2016  # the variables are those of each task
@@ -206,7 +197,6 @@ train_with_srun() { # one task a GPU on every node of the job; never returns
 
 run_tests() {
   export HF_HUB_OFFLINE=1
-  build_operators
   cd "$here"
   if [ $# -gt 0 ]; then
     exec python -m pytest "$@"

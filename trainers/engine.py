@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
@@ -458,6 +459,8 @@ def import_deepspeed() -> Any:
     import deepspeed
 
     deepspeed.utils.logger.setLevel("WARNING")
+    # DeepSpeed 0.19 calls what torch 2.13 has given new names; one warning a rank and function.
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning)
     return deepspeed
 
 
@@ -500,8 +503,3 @@ def finish(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["--build-ops"]:
-        sys.exit("usage: python -m trainers.engine --build-ops")  # kept for scripts: there is nothing left to compile
