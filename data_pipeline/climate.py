@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import InputError
-from data_pipeline.planets import CLIMATE_RANGES, Planet, out_of_range
+from data_pipeline.planets import Planet, out_of_range
 from data_pipeline.variables import CLIMATE_FIELDS, LATITUDES, LEVELS, LONGITUDES, climate_field
 
 FREEZING_K, BOILING_K = 273.15, 373.15
@@ -131,6 +131,3 @@ def _state(surface: np.ndarray, warm: np.ndarray, mean_k: float) -> str:
     if warm.all():
         return "globally temperate"
     return "waterbelt" if warm.all(axis=1).any() else "eyeball"
-
-
-__all__ = ["CLIMATE_RANGES", "area_weights", "diagnostics", "liquid_water", "simulate", "substellar_longitudes"]

@@ -46,9 +46,7 @@ def _splits(names: list[str]) -> dict[str, str]:
     }
 
 
-def _sample(
-    name: str, graph: GraphSample, environment: np.ndarray | None, split: str, rows: dict[str, int]
-) -> Sample:
+def _sample(name: str, graph: GraphSample, environment: np.ndarray | None, split: str, rows: dict[str, int]) -> Sample:
     zeros: dict[str, Any] = {key: np.zeros(shape, dtype) for key, (dtype, shape) in SAMPLE_TENSORS.items()}
     present = np.zeros(len(MODALITIES), bool)
     present[GRAPH] = True

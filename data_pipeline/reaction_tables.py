@@ -186,7 +186,11 @@ def _read_bounds(path: Path, models: set[str]) -> dict[str, dict[str, tuple[floa
     with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             reaction = re.sub(r"_copy\d+$", "", row["reaction"])
-            if row["model"] not in models or re.match(r"EX_|DM_|SK_|ATPM$|ATPM_", reaction) or "biomass" in reaction.lower():
+            if (
+                row["model"] not in models
+                or re.match(r"EX_|DM_|SK_|ATPM$|ATPM_", reaction)
+                or "biomass" in reaction.lower()
+            ):
                 continue
             limits = bounds.setdefault(row["model"], {})
             low, high = limits.get(reaction, (0.0, 0.0))

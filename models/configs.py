@@ -38,7 +38,9 @@ class GraphVAEConfig:
         return self.global_latent_dim + self.node_latent_dim
 
     def __post_init__(self) -> None:
-        require(self.width % self.heads == 0, "model.graph.width", self.width, f"must be a multiple of heads={self.heads}")
+        require(
+            self.width % self.heads == 0, "model.graph.width", self.width, f"must be a multiple of heads={self.heads}"
+        )
         require(0.0 <= self.dropout < 1.0, "model.graph.dropout", self.dropout, "must be in [0, 1)")
         require(self.free_nats >= 0.0, "model.graph.free_nats", self.free_nats, "must be 0 or more")
         require(0.0 <= self.all_hidden < 1.0, "model.graph.all_hidden", self.all_hidden, "must be in [0, 1)")
@@ -113,7 +115,9 @@ class FusionConfig:
     contrast_dim: int = 64  # of the space in which modalities of one planet are compared
 
     def __post_init__(self) -> None:
-        require(self.width % self.heads == 0, "model.fusion.width", self.width, f"must be a multiple of heads={self.heads}")
+        require(
+            self.width % self.heads == 0, "model.fusion.width", self.width, f"must be a multiple of heads={self.heads}"
+        )
         for name in ("layers", "tokens_per_modality", "queries", "contrast_dim"):
             require(getattr(self, name) >= 1, f"model.fusion.{name}", getattr(self, name), "must be at least 1")
 

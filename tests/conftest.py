@@ -15,16 +15,6 @@ from jaxtyping import install_import_hook
 install_import_hook(["data_pipeline", "models", "trainers"], "beartype.beartype")
 
 import pytest
-import torch
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests where there is no CUDA device."""
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from data_fixture import built_dataset
 
 from data_pipeline import shards, text
 from data_pipeline.batch import Sample
@@ -16,7 +17,6 @@ from data_pipeline.spectra import planck
 from data_pipeline.variables import OBSERVABLES, SPECTRAL_BINS, WAVELENGTH_UM
 from models.configs import LanguageConfig
 from models.language import load_tokenizer
-from data_fixture import built_dataset
 
 
 @pytest.fixture(scope="module")

@@ -405,9 +405,7 @@ def finite_means(means: Mapping[str, Tensor], step: int) -> dict[str, float]:
     values = dict(zip(names, torch.stack([means[n] for n in names]).tolist(), strict=True))
     if bad := non_finite({n: v for n, v in values.items() if n != "loss"}) or non_finite(values):
         named = ", ".join(f"{n}={values[n]}" for n in bad)
-        raise NonFiniteLossError(
-            f"step {step + 1}: {named}: not finite; lower optim.lr or look at the data"
-        )
+        raise NonFiniteLossError(f"step {step + 1}: {named}: not finite; lower optim.lr or look at the data")
     return values
 
 

@@ -69,7 +69,7 @@ def open_folder(out: Path, planets: int, settings: Sequence[str] = ()) -> dict[s
 
 
 def prepare(stage: str, arguments: list[str], out: Path) -> list[str]:
-    """Return the arguments of a stage, changed so that one that was interrupted goes on, or starts over if it is short."""
+    """Return the arguments of a stage, changed so that an interrupted one goes on, or starts over if it is short."""
     if stage == "generated":
         shutil.rmtree(out / stage, ignore_errors=True)
     return [*arguments, "--resume"] if arguments[0] == "train" else arguments
