@@ -13,6 +13,8 @@ usage: ./launch.sh WORD ...        (WORD --help says more)
         [--resume] [--ranks N]     one rank a GPU, two ranks on a machine without one
   evaluate RUN [--split held_out|test] [--data DIR] [--json]
   generate RUN (--environment NAME=VALUE,... | --planet NAME|FILE) --count N --out DIR [--seed S]
+  bench {step-time|memory|stream|generation} [--json]   the numbers of benchmarks/, peers in the same run
+  estimate --preset P --gpus N --gpu-memory GB          memory of a run before it is started
   doctor                           what this machine has, what is missing and the command that brings it
 
 Under SLURM the same file starts one task a GPU:
@@ -195,6 +197,16 @@ train_with_srun() { # one task a GPU on every node of the job; never returns
     rank python -m trainers.train "$@"
 }
 
+bench() { # one benchmark of benchmarks/, by its name with dashes
+  local name=${1:-}
+  [ $# -eq 0 ] || shift
+  local module=${name//-/_}
+  if [[ ! "$module" =~ ^[a-z_]+$ ]] || [ ! -f "$here/benchmarks/bench_$module.py" ]; then
+    refuse "no benchmark '$name'; there are: $(cd "$here/benchmarks" && for f in bench_*.py; do f=${f#bench_}; f=${f%.py}; printf '%s ' "${f//_/-}"; done)"
+  fi
+  exec python -m "benchmarks.bench_$module" "$@"
+}
+
 run_tests() {
   export HF_HUB_OFFLINE=1
   cd "$here"
@@ -215,6 +227,8 @@ case "$word" in
   train) ready; train "$@" ;;
   evaluate) ready; exec python -m trainers.evaluate "$@" ;;
   generate) ready; exec python -m trainers.generate "$@" ;;
+  bench) ready; bench "$@" ;;
+  estimate) ready; exec python -m trainers.estimate "$@" ;;
   doctor) ready; exec python -m trainers.doctor "$@" ;;
   -h | --help | help) usage ;;
   "") usage >&2; exit 2 ;;
