@@ -163,12 +163,36 @@ train() {
   fi
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(cores) + ranks - 1) / ranks))}
 
-  local status=0 started
+  local status=0 started launcher stopped=""
   started=$(mktemp)
+  # DeepSpeed's launcher answers a signal by killing the ranks, so it gets a process group of its own and the signal
+  # becomes the stop file: all ranks end together, with a checkpoint. A second signal kills.
+  set -m
   deepspeed "${place[@]}" --master_port "$(free_port)" --log_level error --no_local_rank \
-    --module trainers.train "${arguments[@]}" || status=$?
+    --module trainers.train "${arguments[@]}" </dev/null &
+  launcher=$!
+  set +m
+  # shellcheck disable=SC2317  # called by the trap
+  stop() {
+    if [ -n "$stopped" ]; then
+      kill -KILL -- "-$launcher" 2>/dev/null || true
+      return
+    fi
+    stopped=yes
+    say "stopping after this step with a checkpoint; a second signal kills at once"
+    touch "$out/stop" 2>/dev/null || kill -KILL -- "-$launcher" 2>/dev/null || true
+  }
+  trap stop INT TERM USR1 HUP
+  while kill -0 "$launcher" 2>/dev/null; do
+    status=0
+    wait "$launcher" || status=$?
+  done
+  trap - INT TERM USR1 HUP
+  if [ -n "$stopped" ]; then
+    say "stopped; ./launch.sh train ... --resume goes on from the last checkpoint"
+    status=130
   # The launcher exits 0 when it was itself killed, so the exported model is the proof that training ended.
-  if [ "$status" -eq 0 ] && [ ! "$out/model/model.safetensors" -nt "$started" ]; then
+  elif [ "$status" -eq 0 ] && [ ! "$out/model/model.safetensors" -nt "$started" ]; then
     say "training ended without a model in $out/model; ./launch.sh train ... --resume goes on from the last checkpoint"
     status=1
   fi

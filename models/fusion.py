@@ -79,8 +79,6 @@ class Fusion(nn.Module):
     A prior token is always visible, so that a planet of which nothing is known gets the base rate.
     """
 
-    temperature: Tensor  # fitted on held-out planets after training (fit_temperature); 1 until then
-
     def __init__(self, modalities: int, config: FusionConfig) -> None:
         super().__init__()
         self.queries = nn.Parameter(0.02 * torch.randn(config.queries, config.width))
@@ -90,7 +88,6 @@ class Fusion(nn.Module):
         self.to_latent = nn.Linear(config.queries * config.width, config.width)
         self.head = nn.Sequential(nn.Linear(config.width, config.width), nn.SiLU(), nn.Linear(config.width, 1))
         self.modalities = modalities
-        self.register_buffer("temperature", torch.ones(()))
 
     def forward(
         self, tokens: Float[Tensor, "B Q T D"], log_var: Float[Tensor, "B Q"], visible: Bool[Tensor, "B Q"]
@@ -141,32 +138,3 @@ class CrossAttentionLayer(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-def calibrated_probability(logit: Float[Tensor, " B"], temperature: Float[Tensor, ""]) -> Float[Tensor, " B"]:
-    """Return the probability of habitable after temperature scaling."""
-    return torch.sigmoid(logit.float() / temperature.float())
-
-
-def fit_temperature(logit: Float[Tensor, " B"], habitable: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-    """Return the temperature that minimises the cross-entropy of held-out planets, between 0.05 and 20.
-
-    The order of planets, and so the AUROC, does not change. Without two classes there is nothing to fit: 1.
-
-    Source:
-        Guo et al. 2017, On calibration of modern neural networks. Golden section in log temperature: the cross-entropy
-        is convex in 1 / temperature.
-    """
-    if habitable.unique().numel() < 2:
-        return torch.ones(())
-    logit, habitable = logit.double(), habitable.double()
-
-    def nats(log_temperature: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(logit / log_temperature.exp(), habitable)
-
-    low, high = torch.tensor([0.05, 20.0], dtype=torch.float64).log()
-    ratio = (5**0.5 - 1) / 2
-    for _ in range(60):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, right) if nats(left) < nats(right) else (left, high)
-    return ((low + high) / 2).exp().float()

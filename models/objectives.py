@@ -28,7 +28,7 @@ from models.biochemistry import Chemistry
 from models.cnn import ClimateCNN, ClimateOutput, climate_terms
 from models.configs import ModelConfig
 from models.consistency import Consistency, foretelling_error, info_nce, network_key
-from models.fusion import Fusion, FusionOutput, ModalityTokens, NumberEncoder, Tokeniser, calibrated_probability
+from models.fusion import Fusion, FusionOutput, ModalityTokens, NumberEncoder, Tokeniser
 from models.graph_vae import GraphVAE, graph_terms
 from models.language import LanguageModel, LanguageOutput, load_causal
 from models.losses import Term, masked
@@ -158,7 +158,7 @@ class UnifiedObjective(nn.Module):
         )
 
     def forward(self, batch: Batch) -> ObjectiveOutput:
-        """Return every term and, among the outputs, habitability_logit, habitability_probability, gates and latents."""
+        """Return every term and, among the outputs, habitability_logit, gates and latents."""
         seeds = self.counter.seeds(batch.sample_ids)
         present, visible, text = batch.present, batch.visible, batch.text
         if self.training and self.text_share < 1:
@@ -204,7 +204,6 @@ class UnifiedObjective(nn.Module):
         }
         outputs = {
             "habitability_logit": fused.habitability_logit,
-            "habitability_probability": calibrated_probability(fused.habitability_logit, self.fusion.temperature),
             "gates": fused.gates,
             "latent": fused.latent,
             **{f"{m}_latent": latents[m] for m in MODALITIES},

@@ -52,7 +52,7 @@ def config(part: str, world: int, engine: str = "deepspeed", **train: object) ->
 
 
 def plausible(made: Sample) -> Sample:
-    """Return the sample with a climate, spectrum and parameters in their usual range: float32 sums of wild ones differ."""
+    """Return the sample with numbers in their usual range: float32 sums of wild ones differ."""
     pitch = 0.01 + 1e-4 * float(made.planet[0])
     wave = np.sin(pitch * np.arange(made.climate.size, dtype=np.float32))
     climate = restore_climate(torch.from_numpy(wave.reshape(1, *made.climate.shape)))[0].numpy()

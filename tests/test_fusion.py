@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.configs import FusionConfig
-from models.fusion import Fusion, NumberEncoder, Tokeniser, calibrated_probability, fit_temperature
+from models.fusion import Fusion, NumberEncoder, Tokeniser
 
 CONFIG = FusionConfig(width=16, heads=2, layers=2, tokens_per_modality=2)
 MODALITIES = 3
@@ -77,18 +77,3 @@ def test_networks_follow_bfloat16_and_the_logit_stays_float32(fusion: Fusion) ->
     read = tokeniser(latent, latent, latent)
     output = fusion.bfloat16()(read.tokens, read.log_var, torch.ones(2, MODALITIES, dtype=torch.bool))
     assert latent.dtype == torch.bfloat16 and output.habitability_logit.dtype == torch.float32
-
-
-def test_the_temperature_of_logits_that_are_twice_too_large_is_two() -> None:
-    logit = torch.linspace(-6.0, 6.0, 41)
-    frequency = torch.sigmoid(logit / 2)  # the cross-entropy is that of infinitely many planets at each logit
-    assert fit_temperature(logit, frequency).item() == pytest.approx(2.0, rel=1e-3)
-
-
-def test_one_class_alone_leaves_the_temperature_at_one() -> None:
-    assert fit_temperature(torch.tensor([1.0, 2.0]), torch.ones(2)).item() == 1.0
-
-
-def test_a_calibrated_probability_is_the_sigmoid_of_the_cooled_logit() -> None:
-    probability = calibrated_probability(torch.tensor([2.0, 0.0]), torch.tensor(2.0))
-    assert probability.tolist() == pytest.approx([0.731059, 0.5])

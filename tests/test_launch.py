@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,33 @@ def test_a_launcher_that_exits_0_without_a_model_has_failed(tmp_path: Path) -> N
     started = (tmp_path / "deepspeed").read_text()
     assert "--num_accelerators 3" in started and f"--module trainers.train cnn --out {tmp_path / 'run'}" in started
     assert "--ranks" not in started
+
+
+def test_a_signal_becomes_the_stop_file_and_the_run_is_not_taken_for_finished(tmp_path: Path) -> None:
+    """The launcher of DeepSpeed would kill the ranks; here it is a program that ends when it finds the stop file."""
+    tools, run = tmp_path / "tools", tmp_path / "run"
+    program(tools, "nvidia-smi", "exit 1")
+    program(tools, "python", 'case "$1" in -c) echo 29501 ;; esac')
+    program(
+        tools,
+        "deepspeed",
+        """
+        mkdir -p "$RUN/model"; touch "$RUN/started"
+        for ((i = 0; i < 300; i++)); do [ -e "$RUN/stop" ] && break; sleep 0.1; done
+        touch "$RUN/model/model.safetensors" "$RUN/saved"
+        """,
+    )
+    env = {"PATH": f"{tools}:{os.environ['PATH']}", "EXOBIOME_NO_INSTALL": "1", "RUN": str(run)}
+    command = ["bash", str(ROOT / "launch.sh"), "train", "cnn", "--out", str(run)]
+    child = subprocess.Popen(command, env=os.environ | env, stderr=subprocess.PIPE, text=True)
+    for _ in range(200):
+        if (run / "started").exists():
+            break
+        time.sleep(0.05)
+    child.terminate()
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130 and "--resume" in said
+    assert (run / "stop").exists() and (run / "saved").exists()
 
 
 def test_visible_gpus_are_the_ones_that_are_used(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trainers import metrics
+from trainers.calibration import Calibration
 
 TRUTH = np.array([False, True, False, True])
 
@@ -58,23 +59,9 @@ def test_a_forecast_equal_to_the_base_rate_is_calibrated() -> None:
 def test_the_interval_of_the_auroc_holds_the_auroc() -> None:
     rng = np.random.default_rng(3)
     truth = rng.random(300) < 0.5
-    scores = metrics.classification(truth, metrics.sigmoid(truth + rng.normal(size=300)))
+    scores = metrics.classification(truth, Calibration().probability(truth + rng.normal(size=300)))
     assert scores["auroc_low"] < scores["auroc"] < scores["auroc_high"]
     assert scores["auroc_high"] - scores["auroc_low"] < 0.2
-
-
-def test_temperature_undoes_logits_that_were_made_too_sharp() -> None:
-    rng = np.random.default_rng(4)
-    logit = rng.normal(size=20_000)
-    truth = rng.random(20_000) < metrics.sigmoid(logit)
-    temperature, offset = metrics.fit_temperature(truth, 5.0 * logit + 2.0)
-    assert temperature == pytest.approx(5.0, rel=0.05)
-    assert offset == pytest.approx(2.0, abs=0.2)
-
-
-def test_a_perfectly_separated_split_gives_a_finite_temperature() -> None:
-    temperature, offset = metrics.fit_temperature(TRUTH, np.array([-2.0, 2.0, -3.0, 3.0]))
-    assert 1 / 20 <= temperature <= 20 and math.isfinite(offset)
 
 
 def test_share_of_nothing_is_not_a_number() -> None:

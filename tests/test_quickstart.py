@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,21 @@ def test_stages_are_words_of_launch_sh(tmp_path: Path) -> None:
     assert words == ["build-data", "train", "train", "train", "evaluate", "generate"]
     trained = quickstart.stages(tmp_path, 48, ["train.steps=2"])["unified"]
     assert trained[-2:] == ["--set", "train.steps=2"]
+
+
+def test_a_stage_hears_of_sigterm_and_may_end_by_itself(tmp_path: Path) -> None:
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(quickstart.__file__).parent.parent)!r})
+from trainers.quickstart import run_stage
+sys.exit(run_stage(["bash", "-c", "trap 'sleep 0.2; exit 130' TERM; touch {tmp_path}/up; sleep 30 & wait $!"]))
+"""
+    child = subprocess.Popen([sys.executable, "-c", script])
+    for _ in range(400):
+        if (tmp_path / "up").exists():
+            break
+        time.sleep(0.05)
+    child.terminate()
+    assert child.wait(timeout=20) == 130
 
 
 @pytest.mark.ranks

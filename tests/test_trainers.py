@@ -86,7 +86,7 @@ def test_the_unified_trainer_scores_habitability_beside_the_parts() -> None:
     engine = engine_of("cnn", 1, "local")
     trainer = unified(engine, engine, engine, engine)
     batch = next(batches(0, 1))  # three of four have a network and are habitable
-    outputs = dict(engine.evaluate(batch).outputs) | {"habitability_probability": torch.tensor([0.9, 0.8, 0.7, 0.1])}
+    outputs = dict(engine.evaluate(batch).outputs) | {"habitability_logit": torch.tensor([0.9, 0.8, 0.7, 0.1]).logit()}
     scores = trainer.scores({"graph/kl": 0.0, "graph/edges": 0.0, "text/ce": 0.0}, trainer.judge(batch, outputs))
     assert scores["habitability/auroc"] == 1.0
     assert scores["habitability/brier"] == pytest.approx((0.01 + 0.04 + 0.09 + 0.01) / 4)

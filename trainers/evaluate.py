@@ -19,7 +19,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.stream import open_stream
 from models.language import load_tokenizer
 from models.objectives import UnifiedObjective, build_objective
-from trainers import checkpoint, generation, habitability
+from trainers import calibration, checkpoint, generation, habitability
 from trainers.networks import find_graph_vae
 from trainers.peak_memory import PeakMemory
 from trainers.records import Record, read_records
@@ -49,9 +49,9 @@ def evaluate(run: Path, split: str, data_dir: str) -> dict[str, Any]:
     objective.to(device).eval()
 
     train, judged = read_records(data_dir, "train"), read_records(data_dir, split)
-    calibration = read_records(data_dir, OTHER[split])[: CALIBRATION_BATCHES * SAMPLES_AT_ONCE]
-    truth = habitability.Truth(*(np.array([r.habitable for r in records]) for records in (calibration, judged)))
-    answers = habitability.baseline_answers(train, calibration, judged)
+    kept = read_records(data_dir, OTHER[split])[: CALIBRATION_BATCHES * SAMPLES_AT_ONCE]
+    truth = habitability.Truth(*(np.array([r.habitable for r in records]) for records in (kept, judged)))
+    answers = habitability.baseline_answers(train, kept, judged)
     if isinstance(objective, UnifiedObjective):
         tokenizer = load_tokenizer(config.model.language)
         of_calibration, of_judged = (
@@ -68,6 +68,12 @@ def evaluate(run: Path, split: str, data_dir: str) -> dict[str, Any]:
             for s, batches in ((OTHER[split], CALIBRATION_BATCHES), (split, None))
         )  # fmt: skip
         answers |= {name: habitability.Answers(of_calibration[name], of_judged[name]) for name in habitability.VIEWS}
+    calibrated = habitability.calibrations(truth, answers)
+    if (
+        isinstance(objective, UnifiedObjective) and split == "test"
+    ):  # what generate uses must not come from test planets
+        own = {name: calibrated[name] for name in habitability.VIEWS}
+        calibration.save(run, own, OTHER[split], len(kept))
 
     torch.manual_seed(config.train.seed)
     untrained = build_objective("graph_vae", config.model, chemistry).to(device).eval()
@@ -76,7 +82,7 @@ def evaluate(run: Path, split: str, data_dir: str) -> dict[str, Any]:
         "split": split,
         "calibrated_on": OTHER[split],
         "judged": _judged(judged),
-        "habitability": habitability.scores(truth, answers),
+        "habitability": habitability.scores(truth, answers, calibrated),
         "generation": rates,
         "data": {"dir": str(data_dir), **manifest.facts},
         **checkpoint.training_facts(run),

@@ -24,7 +24,7 @@ from data_pipeline.order import generator
 from data_pipeline.variables import ENVIRONMENT
 from models.language import load_tokenizer
 from models.objectives import UnifiedObjective
-from trainers import checkpoint, oracle
+from trainers import calibration, checkpoint, oracle
 from trainers.config import RunConfig
 from trainers.evaluate import find_run, plain
 from trainers.networks import Network, draw, find_graph_vae
@@ -79,7 +79,7 @@ def generate(
     if sample is not None:
         report["planet"] = {"name": sample.name, "facts": sample.facts}
         if isinstance(objective, UnifiedObjective):
-            report["planet"] |= judge(objective, config, sample)
+            report["planet"] |= judge(objective, config, sample, calibration.load(run, "unified_observable"))
     out.mkdir(parents=True, exist_ok=True)
     report["networks"] = [
         write(out, number, network, nutrients, environment, ok)
@@ -96,7 +96,9 @@ def generate(
 
 
 @torch.no_grad()
-def judge(objective: UnifiedObjective, config: RunConfig, sample: Sample) -> dict[str, Any]:
+def judge(
+    objective: UnifiedObjective, config: RunConfig, sample: Sample, calibrated: calibration.Calibration | None
+) -> dict[str, Any]:
     """Return what the unified model says of a planet from what a telescope sees: probability, question and answer."""
     tokenizer = load_tokenizer(config.model.language)
     description = text.description(sample, True, generator("text", 0, sample.sample_id))
@@ -106,8 +108,10 @@ def judge(objective: UnifiedObjective, config: RunConfig, sample: Sample) -> dic
     batch = replace(batch, visible=batch.present).to(next(objective.parameters()).device)
     outputs = objective(batch).outputs
     answer = objective.explain(batch, tokenizer.eos_token_id)[0]
+    logit = outputs["habitability_logit"].double().cpu().numpy()
     return {
-        "habitability_probability": float(outputs["habitability_probability"]),
+        "habitability_probability": float((calibrated or calibration.Calibration()).probability(logit)[0]),
+        "calibrated": calibrated is not None,
         "gates": dict(zip(MODALITIES, outputs["gates"][0].tolist(), strict=True)),
         "description": description,
         "question": text.WHETHER_HABITABLE,
@@ -160,6 +164,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{planet['name']}: {planet['facts']['liquid_water_share']:.0%} of the surface has liquid water")
         if "explanation" in planet:
             print(f"habitable with probability {planet['habitability_probability']:.2f}: {planet['explanation']}")
+            if not planet["calibrated"]:
+                print("(not calibrated yet: ./launch.sh evaluate RUN does it on held-out planets)")
     print(f"nutrients: {', '.join(report['nutrients'])}")
     summary = report["summary"]
     print(

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float
 from data_pipeline import planets
 from data_pipeline.batch import MODALITIES, OBSERVABLE, Batch
 from models.objectives import UnifiedObjective
-from trainers import baselines, metrics
+from trainers import baselines, calibration, metrics
+from trainers.calibration import Calibration
 from trainers.records import Record
 
 # What each row may read. The text is in every row the one that is written from observables.
@@ -38,13 +39,19 @@ class Truth(NamedTuple):
     judged: Bool[np.ndarray, " n"]
 
 
-def scores(truth: Truth, answers: dict[str, Answers]) -> dict[str, dict[str, float]]:
-    """Return auroc, brier and ece of each answer after a calibration of two numbers on the other split."""
-    table = {}
-    for name, answer in answers.items():
-        temperature, offset = metrics.fit_temperature(truth.calibration, answer.calibration)
-        table[name] = metrics.classification(truth.judged, metrics.sigmoid((answer.judged - offset) / temperature))
-    return table
+def calibrations(truth: Truth, answers: dict[str, Answers]) -> dict[str, Calibration]:
+    """Return the calibration of each answer, fitted on the split that is kept for it."""
+    return {name: calibration.fit(truth.calibration, answer.calibration) for name, answer in answers.items()}
+
+
+def scores(
+    truth: Truth, answers: dict[str, Answers], calibrated: dict[str, Calibration]
+) -> dict[str, dict[str, float]]:
+    """Return auroc, brier and ece of each answer on the judged split."""
+    return {
+        name: metrics.classification(truth.judged, calibrated[name].probability(answer.judged))
+        for name, answer in answers.items()
+    }
 
 
 def baseline_answers(

@@ -64,32 +64,6 @@ def classification(truth: Bool[np.ndarray, " n"], probability: Float[np.ndarray,
     }
 
 
-def fit_temperature(truth: Bool[np.ndarray, " n"], logit: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Return (temperature, offset) so that sigmoid((logit - offset) / temperature) has the lowest log loss.
-
-    Both are fitted on one split and used on another. The order of the samples, and so the AUROC, stays.
-
-    Source:
-        Platt 1999, with the slope bounded to 1/20..20 so that a split that separates perfectly gives a finite answer.
-    """
-    from scipy.optimize import minimize
-
-    sign = np.where(truth, 1.0, -1.0)
-
-    def log_loss(parameters: np.ndarray) -> float:
-        margin = sign * (logit - parameters[1]) / np.exp(parameters[0])
-        return float(np.logaddexp(0.0, -margin).mean())
-
-    bound = np.log(20.0)
-    best = minimize(log_loss, np.zeros(2), method="L-BFGS-B", bounds=[(-bound, bound), (None, None)])
-    return float(np.exp(best.x[0])), float(best.x[1])
-
-
-def sigmoid(logit: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Return the logistic function without overflow."""
-    return np.exp(-np.logaddexp(0.0, -logit))
-
-
 def share(answers: Sequence[bool]) -> float:
     """Return the share of true answers; NaN when there is none to judge."""
     return float(np.mean(answers)) if len(answers) else float("nan")

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -87,19 +88,33 @@ def run(out: Path, planets: int, settings: Sequence[str] = ()) -> int:
         print(f"[quickstart] {stage}: ./launch.sh {' '.join(arguments)}", file=sys.stderr, flush=True)
         started = time.monotonic()
         with PeakMemory() as peak:
-            status = subprocess.run(["bash", str(LAUNCH), *arguments], check=False).returncode
+            status = run_stage(["bash", str(LAUNCH), *arguments])
         seconds = time.monotonic() - started
         state["seconds"] += seconds
         state["peak_memory_gib"] = max(state["peak_memory_gib"], peak.gib)
         print(f"[quickstart] {stage}: {seconds:.0f} s, {peak.gib:.1f} GiB", file=sys.stderr, flush=True)
         if status != 0:
             _save(out, state)
-            print(f"[quickstart] {stage} failed; the same command goes on from here", file=sys.stderr)
-            return status
+            print(f"[quickstart] {stage} did not finish; the same command goes on from here", file=sys.stderr)
+            return status if status > 0 else 128 - status
         state["finished"].append(stage)
         _save(out, state)
     report(out, state)
     return 0
+
+
+def run_stage(command: list[str]) -> int:
+    """Run a command to its end and return its exit code; it hears of SIGINT and SIGTERM and may save what it has."""
+    child = subprocess.Popen(command)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
+    try:
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:  # the terminal told the child too
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def report(out: Path, state: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ class UnifiedTrainer:
     def judge(self, batch: Batch, outputs: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Return each sample's probability and label, and what the parts say of it."""
         own = {
-            "probability": outputs["habitability_probability"].float().cpu().numpy(),
+            "probability": outputs["habitability_logit"].float().sigmoid().cpu().numpy(),
             "habitable": batch.habitable.cpu().numpy() > 0.5,
         }
         return {**own, **{k: v for part in self.parts for k, v in part.judge(batch, outputs).items()}}
