@@ -10,6 +10,7 @@ import torch
 from rank_job import CHEMISTRY, batches, engine_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data_pipeline import climate, planets
 from data_pipeline.errors import InputError
 from data_pipeline.variables import climate_field
 from models.cnn import restore_climate
@@ -93,11 +94,13 @@ def test_the_unified_trainer_scores_habitability_beside_the_parts() -> None:
     assert {"climate/surface_error_k", "text/perplexity", "graph/kl_nats"} <= set(scores)
 
 
-def test_maps_put_the_substellar_point_in_the_middle() -> None:
-    values = np.zeros((4, 8))
-    values[:, 0] = 1.0  # longitude 0
-    image = figures.climate_maps({"hot spot": values}, "K").axes[0].get_images()[0].get_array()
-    assert np.asarray(image)[0].argmax() == 4
+def test_maps_put_the_substellar_point_where_the_axis_says() -> None:
+    cube = climate.simulate([next(p for p in planets.known_planets() if not planets.out_of_range(p))], 0)[0]
+    sunlight = cube[climate_field("absorbed_shortwave_w_m2")]
+    image = figures.climate_maps({"sunlight": sunlight}, "W/m2").axes[0].get_images()[0]
+    west, east, *_ = image.get_extent()
+    share = (np.asarray(image.get_array()).mean(0).argmax() + 0.5) / sunlight.shape[1]
+    assert abs(west + share * (east - west)) < 15  # degrees from the substellar point
 
 
 def test_tensorboard_holds_every_term_with_rate_and_memory(tmp_path: Path) -> None:

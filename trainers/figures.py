@@ -11,19 +11,11 @@ from data_pipeline.variables import OBSERVABLES, WAVELENGTH_UM
 
 
 def climate_maps(maps: dict[str, Float[np.ndarray, "h w"]], unit: str) -> Figure:
-    """Draw maps (south to north, longitude 0 is the substellar point) on one colour scale."""
+    """Draw maps (south to north, the substellar point in the middle as in the cubes) on one colour scale."""
     figure = Figure(figsize=(4 * len(maps), 2.6), layout="constrained")
     low, high = min(float(m.min()) for m in maps.values()), max(float(m.max()) for m in maps.values())
     for axes, (name, values) in zip(np.atleast_1d(figure.subplots(1, len(maps))), maps.items(), strict=True):
-        half = values.shape[1] // 2
-        image = axes.imshow(
-            np.roll(values, half, axis=1),
-            origin="lower",
-            extent=(-180, 180, -90, 90),
-            vmin=low,
-            vmax=high,
-            cmap="inferno",
-        )
+        image = axes.imshow(values, "inferno", origin="lower", extent=(-180, 180, -90, 90), vmin=low, vmax=high)
         axes.set(title=name, xlabel="longitude from substellar point (deg)", ylabel="latitude (deg)")
     figure.colorbar(image, ax=figure.axes, label=unit)
     return figure
