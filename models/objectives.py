@@ -35,6 +35,7 @@ from models.losses import Term, masked
 from models.spectrum import SpectrumAutoencoder, SpectrumOutput, spectrum_terms
 
 _NOISE_STREAM, _TEXT_STREAM = 9_001, 9_002  # of models.noise; the graph VAE has its own
+_STAR_TEMPERATURE = [v.name for v in PLANET].index("star_temperature_k")  # a spectrum is known with its star's
 _BESIDE_TEXT = tuple(m for m in MODALITIES if m != "text")  # what the prefix of the language model is made of
 
 
@@ -97,7 +98,7 @@ class CNNObjective(nn.Module):
         seeds = self.counter.seeds(batch.sample_ids)
         climate = self.climate(batch.climate)
         ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
-        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm)
+        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm, batch.planet[:, _STAR_TEMPERATURE])
         return ObjectiveOutput(_cnn_terms(batch, ppm, climate, spectrum), _cnn_outputs(climate, spectrum))
 
     def leaf_modules(self) -> list[nn.Module]:
@@ -168,7 +169,7 @@ class UnifiedObjective(nn.Module):
         planet, environment = standardise(batch.planet, PLANET), standardise(batch.environment, ENVIRONMENT)
 
         climate = self.climate(batch.climate)
-        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm)
+        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm, batch.planet[:, _STAR_TEMPERATURE])
         # The latent of a network must not carry the environment into the fusion where that is hidden.
         has_environment, shown = present[:, ENVIRONMENT_VECTOR], visible[:, ENVIRONMENT_VECTOR]
         graph = self.graph_vae(batch.graph, batch.environment, has_environment, seeds, shown)
@@ -235,7 +236,9 @@ class UnifiedObjective(nn.Module):
         """Answer the question of each sample from its description and visible modalities; return token ids."""
         latents = {
             "climate": self.climate(batch.climate).latent,
-            "spectrum": self.spectrum(batch.spectrum.ppm, batch.spectrum.error_ppm).latent,
+            "spectrum": self.spectrum(
+                batch.spectrum.ppm, batch.spectrum.error_ppm, batch.planet[:, _STAR_TEMPERATURE]
+            ).latent,
             "graph": self.graph_vae(batch.graph, batch.environment, batch.visible[:, ENVIRONMENT_VECTOR]).latent,
             "planet": self.planet(standardise(batch.planet, PLANET)),
             "environment": self.environment(standardise(batch.environment, ENVIRONMENT)),

@@ -9,12 +9,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from data_pipeline.variables import OBSERVABLES, SPECTRAL_BINS
+from data_pipeline.variables import OBSERVABLES, SPECTRAL_BINS, WAVELENGTH_UM
 from models.configs import SpectrumConfig
 from models.losses import Term, masked
 
 TRANSIT, ECLIPSE = OBSERVABLES.index("transit_depth_ppm"), OBSERVABLES.index("eclipse_depth_ppm")
-_CHANNELS = 7
+_CHANNELS = 9
+_C2_UM_K = 14387.77  # second radiation constant
+_REFERENCE_K = 280.0  # a black body like this glows at 1 in the channels of surface brightness
+_THERMAL_UM = 4.0  # below, a day side shines by reflected light
 _STRIDES = 3  # halvings of the wavelength axis: 128 bins -> 16 places
 
 
@@ -41,10 +44,12 @@ class SpectrumAutoencoder(nn.Module):
         self.to_bins = nn.Conv1d(width, len(OBSERVABLES), kernel_size=5, padding=2)
         self.places = places
 
-    def forward(self, ppm: Float[Tensor, "B O S"], error_ppm: Float[Tensor, "B O S"]) -> SpectrumOutput:
+    def forward(
+        self, ppm: Float[Tensor, "B O S"], error_ppm: Float[Tensor, "B O S"], star_temperature_k: Float[Tensor, " B"]
+    ) -> SpectrumOutput:
         """Encode observed spectra and denoise them; an absent one (all zeros) gives finite numbers."""
         error_ppm = _safe(error_ppm)
-        x = self.stem(spectral_channels(ppm, error_ppm).to(self.stem.weight.dtype))
+        x = self.stem(spectral_channels(ppm, error_ppm, star_temperature_k).to(self.stem.weight.dtype))
         x = self.blocks[0](x)
         for halve, block in zip(self.halve, self.blocks[1:], strict=True):
             x = block(halve(x))
@@ -69,17 +74,21 @@ class ResidualBlock1d(nn.Module):
         return x + self.conv(F.silu(self.norm(x)))
 
 
-def spectral_channels(ppm: Float[Tensor, "B O S"], error_ppm: Float[Tensor, "B O S"]) -> Float[Tensor, "B channels S"]:
+def spectral_channels(
+    ppm: Float[Tensor, "B O S"], error_ppm: Float[Tensor, "B O S"], star_temperature_k: Float[Tensor, " B"]
+) -> Float[Tensor, "B channels S"]:
     """Return what the network reads, float32: signal in units of its error, errors, and the planet-to-star contrast.
 
     Eclipse over mean transit depth is the contrast of surface brightness, free of both radii, in which a day side's
-    temperature is written; the mean transit depth itself is kept as one constant channel.
+    temperature is written; the mean transit depth itself is kept as one constant channel. Contrast times the star's
+    brightness is the day side's own, in units of a black body at 280 K.
     """
     ppm, error_ppm = ppm.float(), _safe(error_ppm)
     level = continuum(ppm, error_ppm)
     transit_level = level[:, TRANSIT].clamp(min=1.0).expand(-1, ppm.shape[-1])
     contrast, contrast_error = ppm[:, ECLIPSE] / transit_level, error_ppm[:, ECLIPSE] / transit_level
     signal = torch.asinh((ppm - level) / error_ppm)
+    star = relative_brightness(star_temperature_k)
     return torch.stack(
         [
             signal[:, TRANSIT],
@@ -89,9 +98,19 @@ def spectral_channels(ppm: Float[Tensor, "B O S"], error_ppm: Float[Tensor, "B O
             torch.asinh(contrast / 1e-3) / 2,
             torch.asinh(contrast_error / 1e-3) / 2,
             torch.log10(transit_level) - 3.0,
+            torch.asinh(contrast * star),
+            torch.asinh(contrast_error * star),
         ],
         dim=1,
     )
+
+
+def relative_brightness(star_temperature_k: Float[Tensor, " B"]) -> Float[Tensor, "B S"]:
+    """Return how much brighter the star's surface is than a black body at 280 K in each bin; 0 below 4 um."""
+    bins = torch.arange(SPECTRAL_BINS, device=star_temperature_k.device)  # made there: a copy would make the GPU wait
+    middle = WAVELENGTH_UM[0] * (WAVELENGTH_UM[-1] / WAVELENGTH_UM[0]) ** ((bins + 0.5) / SPECTRAL_BINS)
+    star = torch.expm1(_C2_UM_K / (middle * star_temperature_k.float().clamp(min=1000.0)[:, None]))
+    return torch.where(middle > _THERMAL_UM, torch.expm1(_C2_UM_K / (middle * _REFERENCE_K)) / star, 0.0)
 
 
 def continuum(ppm: Float[Tensor, "B O S"], error_ppm: Float[Tensor, "B O S"]) -> Float[Tensor, "B O 1"]:

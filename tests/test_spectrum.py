@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from data_pipeline.variables import OBSERVABLES, SPECTRAL_BINS
+from data_pipeline.variables import OBSERVABLES, SPECTRAL_BINS, WAVELENGTH_UM
 from models.configs import SpectrumConfig
 from models.spectrum import (
     ECLIPSE,
@@ -16,12 +16,14 @@ from models.spectrum import (
     SpectrumOutput,
     continuum,
     from_error_units,
+    relative_brightness,
     spectral_channels,
     spectrum_terms,
     to_error_units,
 )
 
 SHAPE = (1, len(OBSERVABLES), SPECTRAL_BINS)
+STAR_K = torch.tensor([3000.0])
 
 
 def flat(transit_ppm: float, eclipse_ppm: float, error_ppm: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,14 +39,26 @@ def test_the_continuum_is_the_weighted_mean_of_the_transit_and_zero_for_the_ecli
 
 
 def test_channels_of_a_flat_spectrum_are_known() -> None:
-    channels = spectral_channels(*flat(1000.0, 20.0, 10.0))[0, :, 0].tolist()
-    expected = [0.0, math.asinh(2.0), 0.0, 0.0, math.asinh(20.0) / 2, math.asinh(10.0) / 2, 0.0]
+    channels = spectral_channels(*flat(1000.0, 20.0, 10.0), STAR_K)[0, :, 0].tolist()
+    expected = [0.0, math.asinh(2.0), 0.0, 0.0, math.asinh(20.0) / 2, math.asinh(10.0) / 2, 0.0, 0.0, 0.0]
     assert channels == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_contrast_is_free_of_the_radii() -> None:
-    small, large = spectral_channels(*flat(1000.0, 20.0, 10.0)), spectral_channels(*flat(4000.0, 80.0, 40.0))
-    assert torch.allclose(small[:, 4:6], large[:, 4:6])
+    small, large = (
+        spectral_channels(*flat(size * 1000.0, size * 20.0, size * 10.0), STAR_K)[:, [4, 5, 7, 8]] for size in (1, 4)
+    )
+    assert torch.allclose(small, large)
+
+
+def test_a_day_side_at_280_k_glows_at_one_whatever_its_star() -> None:
+    """Contrast of surface brightness is the ratio of the two Planck functions."""
+    middle = torch.tensor(WAVELENGTH_UM[1:] * WAVELENGTH_UM[:-1]).sqrt()
+    for star_k in (2600.0, 5800.0):
+        contrast = torch.expm1(14387.77 / (middle * star_k)) / torch.expm1(14387.77 / (middle * 280.0))
+        glow = contrast * relative_brightness(torch.tensor([star_k]))[0]
+        assert glow[middle > 4.0].tolist() == pytest.approx([1.0] * int((middle > 4.0).sum()), rel=1e-3)
+        assert (glow[middle < 4.0] == 0).all()
 
 
 def test_error_units_are_linear_within_the_noise_and_invertible() -> None:
@@ -67,7 +81,7 @@ def test_giving_back_the_clean_spectrum_costs_nothing_and_one_error_too_much_hal
 
 def test_an_absent_spectrum_gives_finite_numbers_and_no_item() -> None:
     network, zeros = SpectrumAutoencoder(SpectrumConfig(width=8)), torch.zeros(SHAPE)
-    output = network(zeros, zeros)
+    output = network(zeros, zeros, torch.zeros(1))
     assert output.latent.isfinite().all() and output.reconstruction_ppm.isfinite().all()
     term = spectrum_terms(output, zeros, zeros, zeros, torch.tensor([False]))["spectrum/recon"]
     assert (term.total.item(), term.items.item()) == (0.0, 0.0)
@@ -82,17 +96,19 @@ def test_the_network_learns_to_remove_noise() -> None:
     for _ in range(150):
         ppm = clean + 10.0 * torch.randn(8, *SHAPE[1:])
         error_8, clean_8 = error.expand_as(ppm), clean.expand_as(ppm)
-        terms = spectrum_terms(network(ppm, error_8), ppm, error_8, clean_8, torch.ones(8, dtype=torch.bool))
+        terms = spectrum_terms(
+            network(ppm, error_8, STAR_K.expand(8)), ppm, error_8, clean_8, torch.ones(8, dtype=torch.bool)
+        )
         loss = terms["spectrum/recon"].total / 8
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     noisy = clean + 10.0 * torch.randn(SHAPE)
-    rebuilt = network(noisy, error).reconstruction_ppm
+    rebuilt = network(noisy, error, STAR_K).reconstruction_ppm
     assert (rebuilt - clean).square().mean() < 0.3 * (noisy - clean).square().mean()
 
 
 def test_the_network_follows_bfloat16() -> None:
     network = SpectrumAutoencoder(SpectrumConfig(width=8)).bfloat16()
-    output = network(*flat(1000.0, 20.0, 10.0))
+    output = network(*flat(1000.0, 20.0, 10.0), STAR_K)
     assert output.latent.dtype == torch.bfloat16 and output.reconstruction.dtype == torch.float32
