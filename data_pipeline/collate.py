@@ -1,18 +1,67 @@
-"""Pad a list of samples into one Batch."""
+"""Pad samples into one Batch, each tensor copied once from where it is stored."""
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.batch import TEXT, Batch, GraphBatch, Sample, SpectrumBatch, TextBatch
+from data_pipeline.batch import (
+    TEXT,
+    Batch,
+    GraphBatch,
+    GraphSample,
+    Sample,
+    SpectrumBatch,
+    TextBatch,
+    TextSample,
+)
 from data_pipeline.errors import InputError
+from data_pipeline.shard_rows import CUBE_DTYPE, CUBE_SHAPE, FIXED, Row, SampleRow
+from data_pipeline.shards import SAMPLE_TENSORS, absent_graph
 from data_pipeline.variables import NODE_FEATURES, POSITIONAL_DIM
 
 MULTIPLE = 8  # nodes and tokens are padded to a multiple of it: few distinct shapes, and what tensor cores like
+SMALL_BYTES = 2**16  # below it fresh memory costs nothing worth saving
+
+
+class Memory:
+    """Memory for large tensors that is given out again as soon as nothing refers to it.
+
+    Fresh pages cost as much as the copy into them. With `pinned`, memory comes from torch, whose cache of pinned blocks
+    also waits for copies to a GPU that are under way.
+    """
+
+    def __init__(self, blocks: int = 16, pinned: bool = False) -> None:
+        self._limit, self._pinned = blocks, pinned
+        self._blocks: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """Return a tensor with whatever is in it."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if self._pinned:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True).view(_TORCH[dtype]).view(shape)
+        block = np.empty(size, np.uint8) if size < SMALL_BYTES else self._block(size)
+        return torch.from_numpy(block[:size].view(dtype).reshape(shape))
+
+    def _block(self, size: int) -> np.ndarray:
+        with self._lock:
+            for block in self._blocks:
+                if sys.getrefcount(block) == _ONLY_HERE and size <= block.nbytes <= 2 * size:
+                    return block
+            fresh = np.empty(size, np.uint8)
+            self._blocks = [*self._blocks, fresh][-self._limit :] if self._limit else []
+            return fresh
+
+
+_ONLY_HERE = 3  # references to a block that nobody uses: the list, the loop variable, the argument of getrefcount
+_TORCH = {"<f4": torch.float32, "|b1": torch.bool}
 
 
 def collate(samples: Sequence[Sample], max_nodes: int | None = None, visible: np.ndarray | None = None) -> Batch:
@@ -26,74 +75,105 @@ def collate(samples: Sequence[Sample], max_nodes: int | None = None, visible: np
     Raises:
         InputError: A network has more than `max_nodes` metabolites.
     """
-    present = np.stack([s.present for s in samples])
-    present[:, TEXT] = [s.text is not None for s in samples]
+    return collate_rows([SampleRow(s) for s in samples], [s.text for s in samples], Memory(0), max_nodes, visible)
+
+
+def collate_rows(
+    rows: Sequence[Row],
+    texts: Sequence[TextSample | None],
+    memory: Memory,
+    max_nodes: int | None = None,
+    visible: np.ndarray | None = None,
+) -> Batch:
+    """Return rows of shards, with the text that was written about them, as one batch; else like `collate`."""
+    climate = memory.empty((len(rows), *CUBE_SHAPE), CUBE_DTYPE)
+    fixed = np.empty(len(rows), FIXED)
+    packed = fixed.view(np.uint8).reshape(len(rows), FIXED.itemsize)
+    for row, cube, place in zip(rows, climate.numpy(), packed, strict=True):
+        row.read_cube(cube)
+        place[:] = row.fixed()
+    present = fixed["present"].copy()
+    present[:, TEXT] = [text is not None for text in texts]
     return Batch(
-        graph=_graphs(samples, max_nodes),
-        climate=_stack([s.climate for s in samples]),
+        graph=_graphs(rows, max_nodes),
+        climate=climate,
         spectrum=SpectrumBatch(
-            ppm=_stack([s.spectrum_ppm for s in samples]),
-            error_ppm=_stack([s.spectrum_error_ppm for s in samples]),
-            clean_ppm=_stack([s.spectrum_clean_ppm for s in samples]),
+            ppm=_tensor(fixed["spectrum_ppm"]),
+            error_ppm=_tensor(fixed["spectrum_error_ppm"]),
+            clean_ppm=_tensor(fixed["spectrum_clean_ppm"]),
         ),
-        text=_texts(samples),
-        planet=_stack([s.planet for s in samples]),
-        environment=_stack([s.environment for s in samples]),
-        habitable=torch.tensor([float(s.habitable) for s in samples]),
+        text=_texts(texts),
+        planet=_tensor(fixed["planet"]),
+        environment=_tensor(fixed["environment"]),
+        habitable=torch.from_numpy(fixed["habitable"].astype(np.float32)),
         present=torch.from_numpy(present),
         visible=torch.from_numpy(present if visible is None else visible & present),
-        sample_ids=tuple(s.sample_id for s in samples),
+        sample_ids=tuple(row.sample_id for row in rows),
     )
 
 
-def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays))  # the one copy out of the Arrow buffers
+def _tensor(field: np.ndarray) -> Tensor:
+    return torch.from_numpy(field.copy())
 
 
 def _padded(size: int) -> int:
     return max(MULTIPLE, -(-size // MULTIPLE) * MULTIPLE)
 
 
-def _graphs(samples: Sequence[Sample], max_nodes: int | None) -> GraphBatch:
-    sizes = [len(s.graph.metabolites) for s in samples]
+def _graphs(rows: Sequence[Row], max_nodes: int | None) -> GraphBatch:
+    graphs = [row.graph() for row in rows]
+    sizes = [len(graph.metabolites) for graph in graphs]
     nodes = _padded(max(sizes)) if max_nodes is None else max_nodes
-    for sample, size in zip(samples, sizes, strict=True):
+    for row, size in zip(rows, sizes, strict=True):
         if size > nodes:
-            raise InputError(f"{sample.sample_id}: {size} metabolites exceed {nodes=}")
-    batch = len(samples)
-    mask = torch.zeros(batch, nodes, dtype=torch.bool)
-    metabolite_index = torch.zeros(batch, nodes, dtype=torch.long)
-    features = torch.zeros(batch, nodes, len(NODE_FEATURES))
-    positional = torch.zeros(batch, nodes, POSITIONAL_DIM)
-    adjacency = torch.zeros(batch, nodes, nodes, dtype=torch.bool)
-    edge_type = torch.zeros(batch, nodes, nodes, dtype=torch.long)
-    for b, (sample, size) in enumerate(zip(samples, sizes, strict=True)):
-        graph = sample.graph
-        mask[b, :size] = True
-        metabolite_index[b, :size] = torch.tensor(graph.metabolite_index)
-        features[b, :size] = torch.tensor(graph.features)
-        positional[b, :size] = torch.tensor(graph.positional)
-        substrate, product = torch.tensor(graph.edge_index)
-        adjacency[b, substrate, product] = True
-        edge_type[b, substrate, product] = torch.tensor(graph.edge_type)
+            raise InputError(f"{row.sample_id}: {size} metabolites exceed {nodes=}")
+    batch = len(graphs)
+    mask = np.zeros((batch, nodes), bool)
+    metabolite_index = np.zeros((batch, nodes), np.int64)
+    features = np.zeros((batch, nodes, len(NODE_FEATURES)), np.float32)
+    positional = np.zeros((batch, nodes, POSITIONAL_DIM), np.float32)
+    for b, (graph, size) in enumerate(zip(graphs, sizes, strict=True)):
+        if size:
+            mask[b, :size] = True
+            metabolite_index[b, :size] = graph.metabolite_index
+            features[b, :size] = graph.features
+            positional[b, :size] = graph.positional
+    adjacency, edge_type = _edges(graphs, nodes)
     return GraphBatch(
-        mask=mask,
-        metabolite_index=metabolite_index,
-        features=features,
-        positional=positional,
-        adjacency=adjacency,
-        edge_type=edge_type,
+        mask=torch.from_numpy(mask),
+        metabolite_index=torch.from_numpy(metabolite_index),
+        features=torch.from_numpy(features),
+        positional=torch.from_numpy(positional),
+        adjacency=torch.from_numpy(adjacency),
+        edge_type=torch.from_numpy(edge_type),
     )
 
 
-def _texts(samples: Sequence[Sample]) -> TextBatch:
-    lengths = torch.tensor([0 if s.text is None else len(s.text.token_ids) for s in samples])
-    descriptions = torch.tensor([0 if s.text is None else s.text.description_length for s in samples])
-    answers = torch.tensor([0 if s.text is None else s.text.answer_start for s in samples])
-    token_ids = torch.zeros(len(samples), _padded(int(lengths.max())), dtype=torch.long)
-    for b, sample in enumerate(samples):
-        if sample.text is not None:
-            token_ids[b, : lengths[b]] = torch.tensor(sample.text.token_ids)
+def _edges(graphs: Sequence[GraphSample], nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (adjacency, edge type), B N N each, filled in one assignment for all graphs."""
+    edge_type = np.zeros(len(graphs) * nodes * nodes, np.int64)
+    with_edges = [(b, graph) for b, graph in enumerate(graphs) if graph.edge_type.size]
+    if with_edges:
+        places = [(b * nodes + graph.edge_index[0]) * nodes + graph.edge_index[1] for b, graph in with_edges]
+        edge_type[np.concatenate(places)] = np.concatenate([graph.edge_type for _, graph in with_edges])
+    dense = edge_type.reshape(len(graphs), nodes, nodes)
+    return dense > 0, dense
+
+
+def _texts(texts: Sequence[TextSample | None]) -> TextBatch:
+    if not any(texts):
+        nothing = torch.zeros(len(texts), MULTIPLE, dtype=torch.long)
+        unread = torch.zeros(len(texts), MULTIPLE, dtype=torch.bool)
+        return TextBatch(
+            token_ids=nothing, attention_mask=unread, description_mask=unread, label_ids=torch.full_like(nothing, -100)
+        )
+    lengths = torch.tensor([0 if text is None else len(text.token_ids) for text in texts])
+    descriptions = torch.tensor([0 if text is None else text.description_length for text in texts])
+    answers = torch.tensor([0 if text is None else text.answer_start for text in texts])
+    token_ids = torch.zeros(len(texts), _padded(int(lengths.max())), dtype=torch.long)
+    for b, text in enumerate(texts):
+        if text is not None:
+            token_ids[b, : lengths[b]] = torch.from_numpy(text.token_ids)
     position = torch.arange(token_ids.shape[1])[None]
     attention_mask = position < lengths[:, None]
     return TextBatch(
@@ -101,4 +181,20 @@ def _texts(samples: Sequence[Sample]) -> TextBatch:
         attention_mask=attention_mask,
         description_mask=position < descriptions[:, None],
         label_ids=token_ids.masked_fill(~attention_mask | (position < answers[:, None]), -100),
+    )
+
+
+def absent_row(sample_id: str) -> Row:
+    """Return a row of which nothing is present: it adds nothing to any sum or count of a loss."""
+    tensors: dict[str, Any] = {name: np.zeros(shape, dtype) for name, (dtype, shape) in SAMPLE_TENSORS.items()}
+    return SampleRow(
+        Sample(
+            sample_id=sample_id,
+            system_id=sample_id,
+            name=sample_id,
+            split="",
+            habitable=False,
+            graph=absent_graph(),
+            **tensors,
+        )
     )

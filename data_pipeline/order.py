@@ -1,8 +1,8 @@
 """Say which sample stands where: a function of the seed, the pass and the shard sizes alone.
 
-The number of ranks and workers never enters, so a run may stop and go on with others. The shards of a pass are permuted,
-then cut into windows of a few shards, and the rows of a window are permuted: good mixing, reads that stay close, and any
-place is found at once. Passes follow each other without a gap: position p is in pass p // samples.
+The number of ranks and workers never enters, so a run may stop and go on with others. The shards of a pass are
+permuted, then cut into windows of a few shards, and the rows of a window are permuted: good mixing, reads that stay
+close, and any place is found at once. Passes follow each other without a gap: position p is in pass p // samples.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Order:
         seed: Of the order.
         shuffle: False keeps the order of the shards and rows in every pass.
         shuffle_shards: Shards that are mixed with each other.
-        bucket_samples: With `size_of`: each run of this many samples is of about one size, and runs are shuffled within a
-            window. Batches whose size divides it hold little padding. The order stays one for all numbers of ranks.
+        bucket_samples: With `size_of`: each run of this many samples is of about one size, and runs are shuffled within
+            a window. Batches whose size divides it hold little padding. The order stays one for all numbers of ranks.
         size_of: Size of samples; a function of its arguments alone.
     """
 

@@ -92,6 +92,8 @@ def _page_header(head: bytes) -> tuple[int, int, int]:
     if page.get(1) != _DATA_PAGE or page.get(2) != page.get(3) or head[place] & 15 != _STRUCT:
         raise _OtherLayoutError
     data, place = _integers(head, place + 1)
+    if head[place] & 15 == _STRUCT and head[place + 1] == _STOP:  # statistics that hold nothing
+        place += 2
     if data.get(2) != _PLAIN or data.get(3) != _RLE or head[place] != _STOP or head[place + 1] != _STOP:
         raise _OtherLayoutError
     return page[3], data[1], place + 2

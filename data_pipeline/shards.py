@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline import folders
 from data_pipeline.batch import MODALITIES, GraphSample, Sample
 from data_pipeline.errors import InputError
 from data_pipeline.variables import (
@@ -207,19 +208,29 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
-def write_shard(path: Path, samples: Sequence[Sample]) -> Shard:
-    """Write samples of one split as one row group.
+def write_table(path: Path, table: pa.Table) -> memoryview:
+    """Write a table as one row group, neither compressed nor encoded: cubes can be read in place. Return the bytes.
 
     Raises:
         InputError: There is no space left on the disk.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(
-        to_table(samples), sink, row_group_size=max(len(samples), 1), compression=None, use_dictionary=False,
+        table, sink, row_group_size=max(table.num_rows, 1), compression=None, use_dictionary=False,
         write_statistics=False,
     )  # fmt: skip
     content = memoryview(sink.getvalue())
     write_bytes(path, content)
+    return content
+
+
+def write_shard(path: Path, samples: Sequence[Sample]) -> Shard:
+    """Write samples of one split as one row group.
+
+    Raises:
+        InputError: There is no space left on the disk.
+    """
+    content = write_table(path, to_table(samples))
     return Shard(path.name, samples[0].split, len(samples), len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -254,22 +265,28 @@ def save_manifest(data_dir: Path, manifest: Manifest) -> None:
     write_bytes(data_dir / MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
+def _read_manifest(data_dir: str | Path) -> bytes:
+    if (url := folders.remote_url(data_dir)) is not None:
+        return folders.read_bytes(url, MANIFEST)
+    folder = Path(data_dir)
+    if not folder.is_dir():
+        raise InputError(f"data={folder}: no such folder; {BUILD_HINT}")
+    if not (folder / MANIFEST).is_file():
+        unfinished = (folder / ".build").is_dir()
+        way_out = "the build did not finish, run the same build-data command again" if unfinished else BUILD_HINT
+        raise InputError(f"data={folder}: no {MANIFEST} in it; {way_out}")
+    return (folder / MANIFEST).read_bytes()
+
+
 def load_manifest(data_dir: str | Path) -> Manifest:
     """Read the manifest of a data set.
 
     Raises:
         InputError: The folder or its manifest is missing, unfinished, of another program or of another version.
     """
-    folder = Path(data_dir)
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise InputError(f"data={folder}: no such folder; {BUILD_HINT}")
-    if not path.is_file():
-        unfinished = (folder / ".build").is_dir()
-        way_out = "the build did not finish, run the same build-data command again" if unfinished else BUILD_HINT
-        raise InputError(f"data={folder}: no {MANIFEST} in it; {way_out}")
+    path, found = folders.path_of(data_dir, MANIFEST), _read_manifest(data_dir)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(found)
     except ValueError as error:
         raise InputError(f"data={path}: not JSON ({error}); delete it and run the same build-data again") from error
     if not isinstance(content, dict) or content.pop("kind", None) != KIND:
@@ -295,9 +312,11 @@ def load_chemistry(data_dir: str | Path) -> dict[str, Any]:
     Raises:
         InputError: The file is missing or no JSON.
     """
-    path = Path(data_dir) / CHEMISTRY
+    path, url = folders.path_of(data_dir, CHEMISTRY), folders.remote_url(data_dir)
     try:
-        return json.loads(path.read_text())
+        return json.loads(folders.read_bytes(url, CHEMISTRY) if url else Path(path).read_bytes())
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"data={path}: cannot be read ({error}); run the same build-data again") from error
 
@@ -308,16 +327,31 @@ def verify(data_dir: str | Path, manifest: Manifest | None = None, *, checksums:
     Raises:
         InputError: A shard is missing, truncated or has another checksum; the message names the first one.
     """
-    folder = Path(data_dir)
-    manifest = manifest or load_manifest(folder)
-    way_out = f"run the same build-data again (--planets {manifest.planets} --seed {manifest.seed}), it replaces it"
+    manifest = manifest or load_manifest(data_dir)
     for shard in manifest.shards:
-        path = folder / shard.file
-        if not path.is_file():
-            raise InputError(f"shard={path}: missing; {way_out}")
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise InputError(f"shard={path}: {size} bytes, the manifest says {shard.bytes} (truncated?); {way_out}")
-        if checksums and sha256_of(path) != shard.sha256:
-            raise InputError(f"shard={path}: wrong checksum, its content changed; {way_out}")
+        if reason := damage(data_dir, shard, checksums=checksums):
+            raise InputError(f"shard={folders.path_of(data_dir, shard.file)}: {reason}; {repair(manifest)}")
     return manifest
+
+
+def repair(manifest: Manifest) -> str:
+    """Return the way out for a damaged shard."""
+    return f"run the same build-data again (--planets {manifest.planets} --seed {manifest.seed}), it replaces it"
+
+
+def damage(data_dir: str | Path, shard: Shard, *, checksums: bool) -> str:
+    """Return what is wrong with a shard, "" when nothing is. Of a remote one only the size is asked."""
+    if (url := folders.remote_url(data_dir)) is not None:
+        try:
+            size = folders.size_of(url, shard.file)
+        except InputError as error:
+            return str(error)
+        checksums = False
+    else:
+        path = Path(data_dir) / shard.file
+        if not path.is_file():
+            return "missing"
+        size = path.stat().st_size
+    if size is not None and size != shard.bytes:
+        return f"{size} bytes, the manifest says {shard.bytes} (truncated?)"
+    return "wrong checksum, its content changed" if checksums and sha256_of(path) != shard.sha256 else ""

@@ -7,10 +7,10 @@ are functions of (seed, pass, sample), so that two ranks see exactly what one pr
 
 from __future__ import annotations
 
-import queue
-import threading
+import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,15 +18,19 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline import text
-from data_pipeline.batch import MODALITIES, OBSERVABLE, TEXT, Batch, Sample
-from data_pipeline.collate import collate
+from data_pipeline import folders, text
+from data_pipeline.batch import MODALITIES, OBSERVABLE, PLANET_PARAMETERS, SPECTRUM, TEXT, Batch, TextSample
+from data_pipeline.collate import Memory, absent_row, collate_rows
 from data_pipeline.errors import InputError
 from data_pipeline.graph_folder import graph_samples
-from data_pipeline.order import generator, windows
-from data_pipeline.shards import SCHEMA, Shard, load_chemistry, load_manifest, to_samples, verify
+from data_pipeline.join import JoinedSource, Missing, parse_parts
+from data_pipeline.order import SHUFFLE_SHARDS, Order, generator
+from data_pipeline.shard_rows import PRESENT, BadSampleError, Opened, OpenShard, Row, SampleRow, open_plain
+from data_pipeline.shards import SCHEMA, damage, load_chemistry, load_manifest, repair
 
 TextMode = Literal["mixed", "full", "observable"]
+Damaged = Literal["refuse", "skip"]
+Buckets = Literal["none", "nodes", "tokens"]
 FULL_SHARE = 0.30  # mixed: the fusion reads all that is present
 OBSERVABLE_SHARE = 0.45  # mixed: it reads what a telescope gives; the rest of the samples show a random part
 PREFETCHED_BATCHES = 2
@@ -38,71 +42,114 @@ class Source(Protocol):
     """Samples of one split in numbered shards."""
 
     shard_rows: Sequence[int]
+    left_out: tuple[str, ...]  # damaged shards that are not among them
     chemistry: dict[str, Any]  # of the vocabulary: metabolism.chemistry_table
 
-    def read(self, shard: int, rows: np.ndarray) -> list[Sample]:
-        """Return these rows of a shard, in this order."""
+    def row(self, shard: int, row: int) -> Row:
+        """Return one sample where it is stored.
+
+        Raises:
+            BadSampleError: It cannot be used.
+        """
         ...
 
 
 class ShardSource:
-    """Parquet shards, read through a streaming Hugging Face dataset as Arrow buffers."""
+    """Parquet shards of a data folder: on a disk, at an fsspec URL or on the hub.
 
-    def __init__(self, data_dir: str | Path, split: str, check: bool) -> None:
-        manifest = load_manifest(data_dir)
-        shards: tuple[Shard, ...] = manifest.of_split(split)
-        verify(data_dir, replace(manifest, shards=shards), checksums=check)
-        self.chemistry = load_chemistry(data_dir)
-        self.shard_rows: Sequence[int] = [s.rows for s in shards]
-        self._files = [str(Path(data_dir) / s.file) for s in shards]
+    Shards on a disk, as build-data writes them, are read row by row straight from the file. All others (remote ones,
+    and files that something else wrote again, such as push_to_hub) come through a streaming Hugging Face dataset as
+    Arrow tables, one shard at a time.
+
+    Args:
+        data: Folder, URL or hub name.
+        split: train, held_out or test.
+        check: Compare the checksums of all shards of the split first (0.5-1.5 GB/s a core).
+        damaged: What to do about a shard that is missing, truncated or (with `check`) changed. Every rank must find the
+            same ones.
+    """
+
+    def __init__(self, data: str | Path, split: str, check: bool, damaged: Damaged = "refuse") -> None:
+        manifest = load_manifest(data)
+        shards = manifest.of_split(split)
         if not shards:
-            raise InputError(f"data={data_dir}: no {split} samples in it; build more planets (2400 fill every split)")
-        self._dataset = datasets.load_dataset(
-            "parquet",
-            data_files={split: self._files},
-            features=datasets.Features.from_arrow_schema(SCHEMA),
-            split=split,
-            streaming=True,
-        ).with_format("arrow")
+            raise InputError(f"data={data}: no {split} samples in it; build more planets (2400 fill every split)")
+        found = {s.file: reason for s in shards if (reason := damage(data, s, checksums=check))}
+        for file, reason in found.items():
+            complaint = f"shard={folders.path_of(data, file)}: {reason}; {repair(manifest)}"
+            if damaged == "refuse":
+                raise InputError(f"{complaint}; or leave it out with data.damaged_shards=skip")
+            print(f"[stream] left out: {complaint}", file=sys.stderr, flush=True)
+        self.left_out = tuple(found)
+        shards = tuple(s for s in shards if s.file not in found)
+        if not shards:
+            raise InputError(f"data={data}: every {split} shard is damaged; {repair(manifest)}")
+        self.chemistry = load_chemistry(data)
+        self.shard_rows: Sequence[int] = [s.rows for s in shards]
+        self._files = [folders.path_of(data, s.file) for s in shards]
+        self._local = folders.remote_url(data) is None
+        self._split = split
+        self._streamed: datasets.IterableDataset | None = None
+        self._opened = Opened(self._open, at_least=2 * SHUFFLE_SHARDS)
 
-    def read(self, shard: int, rows: np.ndarray) -> list[Sample]:
-        """Return these rows of a shard; one shard of the dataset is one file.
+    def row(self, shard: int, row: int) -> Row:
+        """Return one sample where it is stored.
 
         Raises:
-            InputError: The file went away or was damaged since the stream was opened.
+            BadSampleError: Its shard went away or was damaged since the stream was opened.
         """
-        part = self._dataset.shard(num_shards=len(self.shard_rows), index=shard)
         try:
-            table = next(part.iter(batch_size=self.shard_rows[shard]))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(
-                f"shard={self._files[shard]}: cannot be read any more ({error}); build it again"
-            ) from error
-        return to_samples(table.take(rows))
+            opened = self._opened[shard]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = f"shard={self._files[shard]} cannot be read any more ({error}); build it again"
+            raise BadSampleError(f"row {row} of {Path(self._files[shard]).name}", reason) from error
+        return opened.row(row)
+
+    def _open(self, shard: int) -> OpenShard:
+        opened = open_plain(Path(self._files[shard])) if self._local else None
+        opened = opened or OpenShard(self._table(shard))
+        if opened.rows != self.shard_rows[shard]:
+            raise pa.ArrowInvalid(f"{opened.rows} rows, the manifest says {self.shard_rows[shard]}")
+        return opened
+
+    def _table(self, shard: int) -> pa.Table:
+        if self._streamed is None:
+            self._streamed = datasets.load_dataset(
+                "parquet",
+                data_files={self._split: self._files},
+                features=datasets.Features.from_arrow_schema(SCHEMA),
+                split=self._split,
+                streaming=True,
+            ).with_format("arrow")
+        one = self._streamed.shard(num_shards=len(self._files), index=shard)  # one file
+        tables = list(one.iter(batch_size=self.shard_rows[shard]))
+        return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
 
 
 class GraphFolderSource:
     """Anybody's graphs, one NPZ a graph: everything but the graph and the environment is absent."""
 
+    left_out: tuple[str, ...] = ()
+
     def __init__(self, folder: str | Path, split: str) -> None:
         samples, self.chemistry = graph_samples(folder)
-        self._samples = [s for s in samples if s.split == split]
-        self.shard_rows: Sequence[int] = [len(self._samples)]
+        self._rows = [SampleRow(s) for s in samples if s.split == split]
+        self.shard_rows: Sequence[int] = [len(self._rows)]
 
-    def read(self, shard: int, rows: np.ndarray) -> list[Sample]:
-        """Return these samples."""
-        return [self._samples[row] for row in rows]
+    def row(self, shard: int, row: int) -> Row:
+        """Return one sample."""
+        return self._rows[row]
 
 
 class BatchStream:
     """Batches of one split for one rank, from where the state says.
 
-    `repeat=True` (training) goes on pass after pass, in a new order each; the last samples of a pass that do not fill a
-    global batch (`dropped_samples`) are left out of that pass. `repeat=False` (evaluation) is one pass in fixed order;
-    its last batch is short, but with more than one rank it is left out, since ranks must take equal numbers of steps.
+    `repeat=True` (training) goes on pass after pass without a gap, in a new order each: a batch may hold the end of one
+    pass and the start of the next. `repeat=False` (evaluation) is one pass in fixed order. Its last step is short and
+    shared evenly; only when it holds fewer samples than there are ranks, these (`dropped_samples`) are left out.
 
     Args:
-        source: A data folder, or any Source.
+        source: A data folder, URL or hub name, or any Source.
         split: train, held_out or test.
         samples_per_rank: Samples of one batch.
         tokenizer: Of the language model; without one the text is absent.
@@ -111,6 +158,14 @@ class BatchStream:
             a hash of (seed, pass, sample) picks one of these or a random part of what is present. The text is written
             from observables alone unless the sample is shown in full.
         check: Compare the checksums of all shards of the split first (1.4 GB/s a core).
+        workers: Threads that make batches. What costs is copying, which holds no lock of the interpreter; processes
+            would copy every batch once more on its way back.
+        shuffle_shards: Shards that are mixed with each other.
+        buckets: Put samples of about one number of nodes, or of tokens, into one batch.
+        bucket_samples: Samples of about one size that follow each other; a multiple of the global batch is best.
+        max_bad_samples: Samples that cannot be read and are left out of their batches before the stream gives up. The
+            other samples stay where they are in the order.
+        pin_memory: Give out pinned memory, for copies to a GPU.
 
     Raises:
         InputError: The data are missing, damaged or too few for one step.
@@ -129,15 +184,30 @@ class BatchStream:
         text_mode: TextMode = "mixed",
         repeat: bool = True,
         check: bool = False,
+        *,
+        workers: int = 1,
+        shuffle_shards: int = SHUFFLE_SHARDS,
+        buckets: Buckets = "none",
+        bucket_samples: int = 64,
+        max_bad_samples: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         self.source: Source = ShardSource(source, split, check) if isinstance(source, str | Path) else source
         self.chemistry = self.source.chemistry
         self.seed, self.text_mode, self.repeat = seed, text_mode, repeat
+        self.bad_samples: dict[str, str] = {}  # sample id -> reason
         self._tokenizer, self._max_tokens = tokenizer, max_tokens
         self._rank, self._world, self._per_rank = rank, world, samples_per_rank
-        self._pass, self._step = 0, 0
-        self.samples = sum(self.source.shard_rows)
-        if self.samples < (self._global if repeat or world > 1 else 1):
+        self._workers, self._max_bad = workers, max_bad_samples
+        self._position = 0
+        self._padding: dict[str, list[int]] = {"nodes": [0, 0], "tokens": [0, 0]}
+        self._memory = Memory(2 * (workers + PREFETCHED_BATCHES), pinned=pin_memory)
+        if buckets == "tokens" and tokenizer is None:
+            raise InputError("data.buckets=tokens: this part reads no text; choose nodes or none")
+        size_of = {"none": None, "nodes": self._nodes, "tokens": self._tokens}[buckets if repeat else "none"]
+        self._order = Order(self.source.shard_rows, seed, repeat, shuffle_shards, bucket_samples, size_of)
+        self.samples = self._order.samples
+        if self.samples < (self._global if repeat else world):
             raise InputError(
                 f"data: split {split!r} holds {self.samples} samples, one step takes {self._global} "
                 f"({samples_per_rank} on each of {world} ranks); build more planets or lower data.samples_per_rank"
@@ -149,93 +219,144 @@ class BatchStream:
 
     @property
     def dropped_samples(self) -> int:
-        """Samples of a pass that do not fill a global batch; another pass drops others."""
-        return self.samples - self._end
+        """Samples that an evaluation leaves out since they are fewer than the ranks; training leaves none out."""
+        rest = self.samples % self._global
+        return 0 if self.repeat or rest >= self._world else rest
 
     @property
-    def _end(self) -> int:
-        """Position after the last sample that a pass gives out."""
-        short_batch = not self.repeat and self._world == 1
-        return self.samples if short_batch else self.samples // self._global * self._global
+    def padding(self) -> dict[str, float]:
+        """Share of nodes and of tokens that were padding, in the batches given out so far."""
+        return {name: 1.0 - real / room if room else 0.0 for name, (real, room) in self._padding.items()}
 
     def __len__(self) -> int:
-        """Batches of one pass, the same on every rank."""
-        return -(-self._end // self._global)
+        """Batches of one pass, the same on every rank (in training the last one reaches into the next pass)."""
+        return -(-(self.samples - self.dropped_samples) // self._global)
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the place after the last batch that was given out."""
-        return {"pass": self._pass, "step": self._step, "samples_per_step": self._global, "seed": self.seed}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place after the last batch that was given out, equal on all ranks."""
+        return {
+            "position": self._position,  # samples given out by all ranks together since the first pass began
+            "seed": self.seed,
+            "order": self._order.fingerprint,
+            "left_out": list(self.source.left_out),
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the last batch of `state`, with any number of ranks: no sample is lost, none comes twice.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the last batch of `state`, with any ranks, batches and workers: nothing is lost or comes twice.
 
         Raises:
-            InputError: The seed differs, or the place is not a multiple of this stream's global batch.
+            InputError: The seed, the shards or what decides the order differ.
         """
-        position = state["step"] * state["samples_per_step"]
+        if "position" not in state:
+            raise InputError("checkpoint: its place in the data is of an older version; start the run again")
         if state["seed"] != self.seed:
             raise InputError(f"data.seed={self.seed}: the run was started with {state['seed']}; use the same to go on")
-        if position % self._global:
+        if changed := sorted(set(state["left_out"]) ^ set(self.source.left_out)):
             raise InputError(
-                f"data.samples_per_rank={self._per_rank}: {self._global} samples a step do not divide the place "
-                f"{position} where the run stopped; keep samples_per_rank x ranks = {state['samples_per_step']}"
+                f"shard={changed[0]}: damaged now or then, but not both, and the order of samples hangs on it; run the "
+                "same build-data again, it replaces what is damaged, or start a new run"
             )
-        self._pass, self._step = state["pass"], position // self._global
+        if state["order"] != self._order.fingerprint:
+            raise InputError(
+                "data: the shards, data.shuffle_shards, data.buckets or data.bucket_samples are not those that the run "
+                "was started with; use the same to go on"
+            )
+        self._position = state["position"]
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give out batches from the present place on; a thread prepares the next ones."""
+        """Give out batches from the present place on; threads make the next ones meanwhile."""
         if not self.repeat:
-            self._pass, self._step = 0, 0
-        while True:
-            if self._step >= len(self):
-                self._pass, self._step = self._pass + 1, 0
-            for batch in _ahead(self._batches(self._pass, self._step)):
-                self._step += 1
+            self._position = 0
+        end = None if self.repeat else self.samples - self.dropped_samples
+        ahead: deque[tuple[int, Future[Batch]]] = deque()
+        begin = self._position
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="stream")
+        try:
+            while True:
+                while (end is None or begin < end) and len(ahead) < self._workers + PREFETCHED_BATCHES - 1:
+                    after = begin + self._global if end is None else min(begin + self._global, end)
+                    ahead.append((after, pool.submit(self._make, begin, after)))
+                    begin = after
+                if not ahead:
+                    return
+                after, future = ahead.popleft()
+                batch = future.result()
+                del future
+                self._position = after
+                self._count_padding(batch)
                 yield batch
-            if not self.repeat:
-                return
+                del batch  # its memory can be used again
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def _batches(self, pass_number: int, step: int) -> Iterator[Batch]:
-        waiting: list[Sample] = []
-        for sample in self._samples(pass_number, step * self._global):
-            waiting.append(sample)
-            if len(waiting) == self._per_rank:
-                yield self._collate(waiting, pass_number)
-                waiting = []
-        if waiting:
-            yield self._collate(waiting, pass_number)
+    def _count_padding(self, batch: Batch) -> None:
+        for name, mask in (("nodes", batch.graph.mask), ("tokens", batch.text.attention_mask)):
+            self._padding[name][0] += int(mask.sum())
+            self._padding[name][1] += mask.numel()
 
-    def _samples(self, pass_number: int, begin: int) -> Iterator[Sample]:
-        """Yield this rank's samples of a pass in order, one window in memory at a time."""
-        for window in windows(self.source.shard_rows, self.seed, pass_number, self.repeat, begin):
-            position = window.start + np.arange(len(window.rows))
-            mine = (position >= begin) & (position < self._end)
-            mine &= position % self._global // self._per_rank == self._rank
-            order = np.flatnonzero(mine)
-            found: dict[int, Sample] = {}
-            for shard in np.unique(window.shards[order]):
-                places = order[window.shards[order] == shard]
-                found.update(zip(places.tolist(), self.source.read(int(shard), window.rows[places]), strict=True))
-            for place in order.tolist():
-                yield found.pop(place)
+    def _make(self, begin: int, end: int) -> Batch:
+        """Return this rank's part of the samples at positions [begin, end)."""
+        first, last = (begin + (end - begin) * r // self._world for r in (self._rank, self._rank + 1))
+        passes, shards, rows = self._order.places(first, last)
+        found: list[tuple[int, Row]] = []
+        for number, shard, row in zip(passes.tolist(), shards.tolist(), rows.tolist(), strict=True):
+            try:
+                found.append((number, self.source.row(shard, row)))
+            except BadSampleError as error:
+                self._leave_out(error)
+        while True:
+            try:
+                return self._collate(found or [(int(passes[0]), absent_row("none"))])
+            except BadSampleError as error:
+                self._leave_out(error)
+                found = [(number, row) for number, row in found if row.sample_id != error.sample_id]
 
-    def _collate(self, samples: list[Sample], pass_number: int) -> Batch:
-        written, visible = zip(*(self._write(sample, pass_number) for sample in samples), strict=True)
-        return collate(written, visible=np.stack(visible))
+    def _collate(self, found: list[tuple[int, Row]]) -> Batch:
+        texts, visible = zip(*(self._write(row, number) for number, row in found), strict=True)
+        return collate_rows([row for _, row in found], texts, self._memory, None, np.stack(visible))
 
-    def _write(self, sample: Sample, pass_number: int) -> tuple[Sample, np.ndarray]:
-        """Return the sample with its text, and what the fusion may read of it (Q bool)."""
-        random = generator("visible", self.seed, pass_number, sample.sample_id)
-        present = sample.present.copy()
-        present[TEXT] = self._tokenizer is not None
-        visible = _visible(present, self.text_mode, random)
-        if self._tokenizer is not None:
-            observable_only = bool((visible != present).any()) or self.text_mode == "observable"
-            strings = text.describe(
-                sample, observable_only, generator("text", self.seed, pass_number, sample.sample_id)
-            )
-            sample = replace(sample, text=text.encode(strings, self._tokenizer, self._max_tokens))
-        return sample, visible
+    def _leave_out(self, error: BadSampleError) -> None:
+        """Note a sample that cannot be used, or give up."""
+        if error.sample_id in self.bad_samples:
+            return
+        if len(self.bad_samples) >= self._max_bad:
+            told = f"; left out before: {', '.join(self.bad_samples)}" if self.bad_samples else ""
+            raise InputError(f"{error}{told}; data.max_bad_samples={self._max_bad} lets no more be left out") from error
+        self.bad_samples[error.sample_id] = error.reason
+        print(f"[stream] left out: {error}", file=sys.stderr, flush=True)
+
+    def _write(self, row: Row, pass_number: int) -> tuple[TextSample | None, np.ndarray]:
+        """Return the text about a sample, and what the fusion may read of it (Q bool)."""
+        present = row.fixed()[PRESENT].view(bool).copy()
+        can_write = self._tokenizer is not None and present[SPECTRUM] and present[PLANET_PARAMETERS]
+        present[TEXT] = can_write
+        visible = _visible(present, self.text_mode, (self.seed, pass_number, row.sample_id))
+        if not can_write:
+            return None, visible
+        observable_only = bool((visible != present).any()) or self.text_mode == "observable"
+        random = generator("text", self.seed, pass_number, row.sample_id)
+        strings = text.describe(row.sample(), observable_only, random)
+        return text.encode(strings, self._tokenizer, self._max_tokens), visible
+
+    # --- sizes, for buckets ------------------------------------------------------------------------------------------
+    def _nodes(self, pass_number: int, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return self._sizes(pass_number, shards, rows, lambda row: len(row.graph().metabolites))
+
+    def _tokens(self, pass_number: int, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        def tokens(row: Row) -> int:
+            said, _ = self._write(row, pass_number)
+            return 0 if said is None else len(said.token_ids)
+
+        return self._sizes(pass_number, shards, rows, tokens)
+
+    def _sizes(self, pass_number: int, shards: np.ndarray, rows: np.ndarray, size: Any) -> np.ndarray:
+        sizes = np.zeros(len(rows), np.int64)
+        for i, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
+            try:
+                sizes[i] = size(self.source.row(shard, row))
+            except BadSampleError:  # it is reported when its batch is made
+                continue
+        return sizes
 
 
 def open_stream(
@@ -248,50 +369,45 @@ def open_stream(
     **options: Any,
 ) -> BatchStream:
     """Return the stream over a data folder or, when `graphs` is given, a folder of NPZ graphs."""
-    source = GraphFolderSource(graphs, split) if graphs else ShardSource(data_dir, split, check)
-    return BatchStream(source, split, samples_per_rank, **options)
+    return BatchStream(open_source(data_dir, split, graphs=graphs, check=check), split, samples_per_rank, **options)
 
 
-def _visible(present: np.ndarray, mode: TextMode, random: np.random.Generator) -> np.ndarray:
+def open_source(
+    data: str | Path,
+    split: str,
+    *,
+    graphs: str | Path = "",
+    parts: Sequence[str] = (),
+    missing: Missing = "error",
+    check: bool = False,
+    damaged: Damaged = "refuse",
+) -> Source:
+    """Return the samples of one split as the fields of `trainers.config.DataConfig` say.
+
+    Args:
+        data: Folder, URL or hub name.
+        split: train, held_out or test.
+        graphs: Folder of NPZ graphs, to read instead.
+        parts: "modality=folder" of modalities that are stored apart.
+        missing: About a sample that a part does not hold.
+        check: Compare checksums; with `damaged="skip"` on every rank, so that all leave the same shards out.
+        damaged: About damaged shards.
+    """
+    if graphs:
+        return GraphFolderSource(graphs, split)
+    source = ShardSource(data, split, check, damaged)
+    return JoinedSource(source, parse_parts(parts), missing) if parts else source
+
+
+def _visible(present: np.ndarray, mode: TextMode, key: tuple[object, ...]) -> np.ndarray:
     if mode == "mixed":
+        random = generator("visible", *key)
         draw = random.random()
         if draw >= FULL_SHARE + OBSERVABLE_SHARE:
             parts = np.flatnonzero(present)
             shown = random.permutation(parts)[: random.integers(1, len(parts) + 1)]  # single ones as often as all
-            return np.isin(np.arange(len(present)), shown)
+            visible = np.zeros(len(present), bool)
+            visible[shown] = True
+            return visible
         mode = "full" if draw < FULL_SHARE else "observable"
     return present.copy() if mode == "full" else present & _OBSERVABLE
-
-
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the same batches while a thread makes the next ones; an error comes out where the batch would have."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCHED_BATCHES)
-    stop = threading.Event()
-
-    def put(item: Batch | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for batch in batches:
-                put(batch)
-                if stop.is_set():
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, name="stream", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
