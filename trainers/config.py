@@ -42,15 +42,26 @@ LOSS_WEIGHTS: Mapping[str, float] = types.MappingProxyType(
 class DataConfig:
     """What is read, and how much of it a step takes."""
 
-    dir: str = ""  # folder that data_pipeline.build wrote
+    dir: str = ""  # folder that data_pipeline.build wrote: on a disk, an fsspec URL or the name of a hub data set
+    parts: tuple[str, ...] = ()  # modality=folder: modalities that are stored apart, joined by sample id
+    missing: Literal["error", "skip", "mask"] = "error"  # what to do about a sample that a part does not hold
     graphs: str = ""  # folder of NPZ graphs; when given, graph_vae trains on these instead of on `dir`
     samples_per_rank: int = 8  # of one micro-batch
     max_tokens: int = 208
     text_mode: Literal["mixed", "full", "observable"] = "mixed"
     seed: int = 0  # of the order of samples and of what is hidden
     verify: bool = True  # compare every shard's checksum before the first step
+    damaged_shards: Literal["refuse", "skip"] = "refuse"
+    max_bad_samples: int = 0  # that cannot be read and are left out, with their ids on stderr, before a rank gives up
+    workers: int = 1  # threads a rank that make batches
+    shuffle_shards: int = 4  # shards that are mixed with each other
+    buckets: Literal["none", "nodes", "tokens"] = "none"  # batches of samples of about one size
+    bucket_samples: int = 64  # samples of about one size in a row; a multiple of samples_per_rank x ranks is best
 
     def __post_init__(self) -> None:
+        for name in ("workers", "shuffle_shards", "bucket_samples"):
+            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "must be at least 1")
+        require(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "must be 0 or more")
         require(self.samples_per_rank >= 1, "data.samples_per_rank", self.samples_per_rank, "must be at least 1")
         require(self.max_tokens >= 16, "data.max_tokens", self.max_tokens, "must be at least 16")
 
