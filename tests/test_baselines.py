@@ -19,6 +19,7 @@ def record(environment: dict[str, float], edges: Edges, habitable: bool = True, 
         habitable=habitable,
         planet=np.full(len(PLANET), planet, np.float32),
         spectrum_ppm=np.zeros((len(OBSERVABLES), SPECTRAL_BINS), np.float32),
+        read_off=np.arange(8, dtype=np.float32),
         environment=values,
         organism="",
         nutrients=(),
@@ -56,3 +57,8 @@ def test_the_stronger_baseline_reads_every_bin_of_the_spectrum_too() -> None:
     both = baselines.parameters_with_spectrum(records)
     assert both.shape == (1, len(PLANET) + len(OBSERVABLES) * SPECTRAL_BINS)
     assert (both[0, : len(PLANET)] == 2.0).all()
+
+
+def test_features_are_what_is_read_off_beside_the_planet_parameters() -> None:
+    row = baselines.parameters_with_features([record({}, frozenset(), planet=3.0)])[0]
+    assert row.tolist() == [3.0] * len(PLANET) + list(range(8))

@@ -90,8 +90,9 @@ def test_every_answer_is_calibrated_on_the_other_split() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2, 4000))
     truth = habitability.Truth(*(rng.random(logits.shape) < 1 / (1 + np.exp(-logits))))
-    sure = habitability.scores(truth, {"x": habitability.Answers(*(5.0 * logits + 1.0))})["x"]
-    plain = habitability.scores(truth, {"x": habitability.Answers(*logits)})["x"]
+    answers = {"sure": habitability.Answers(*(5.0 * logits + 1.0)), "plain": habitability.Answers(*logits)}
+    table = habitability.scores(truth, answers, habitability.calibrations(truth, answers))
+    sure, plain = table["sure"], table["plain"]
     assert sure["ece"] < 0.03 and sure["auroc"] == pytest.approx(plain["auroc"])
     assert sure["brier"] == pytest.approx(plain["brier"], abs=1e-3)
 

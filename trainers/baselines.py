@@ -22,6 +22,11 @@ def parameters_with_spectrum(records: Sequence[Record]) -> Float[np.ndarray, "n 
     return np.stack([np.concatenate([r.planet, r.spectrum_ppm.ravel()]) for r in records])
 
 
+def parameters_with_features(records: Sequence[Record]) -> Float[np.ndarray, "n features"]:
+    """Return the planet parameters beside what a person reads off the spectrum: a strong baseline, made by hand."""
+    return np.stack([np.concatenate([r.planet, r.read_off]) for r in records])
+
+
 def gradient_boosting(
     known: Float[np.ndarray, "m features"],
     habitable: Bool[np.ndarray, " m"],

@@ -28,7 +28,7 @@ from trainers.score_table import table
 OTHER = {"test": "held_out", "held_out": "test"}  # probabilities are calibrated on the one that is not reported
 PARTS = ("unified", "graph_vae")
 SAMPLES_AT_ONCE = 32
-CALIBRATION_BATCHES = 6  # 192 planets fix two numbers; reading their text is what evaluation costs
+CALIBRATION_BATCHES = 12  # at most 384 planets fix two numbers; reading their text is what evaluation costs
 
 
 def evaluate(run: Path, split: str, data_dir: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def scores(
 def baseline_answers(
     train: Sequence[Record], calibration: Sequence[Record], judged: Sequence[Record]
 ) -> dict[str, Answers]:
-    """Return the answers of the habitable-zone rule, and of boosted trees without and with the noisy spectrum."""
+    """Return the answers of the habitable-zone rule, and of boosted trees with more and more of what is seen."""
     habitable = np.array([r.habitable for r in train])
     # The rule as it is used: inside the zone or not. Where inside it a planet lies is no claim of its authors.
     rule = (planets.hz_rule_score(baselines.planet_parameters(r))[1] for r in (calibration, judged))
@@ -65,6 +65,7 @@ def baseline_answers(
     features = {
         "gradient_boosting": baselines.planet_parameters,
         "gradient_boosting_with_spectrum": baselines.parameters_with_spectrum,
+        "gradient_boosting_with_features": baselines.parameters_with_features,
     }
     for name, read in features.items():
         fitted = baselines.gradient_boosting(read(train), habitable, read(calibration), read(judged))

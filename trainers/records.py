@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from data_pipeline import assemble, shards
+from data_pipeline import assemble, shards, text
+from data_pipeline.batch import Sample
 
 Edges = frozenset[tuple[str, str]]  # (substrate, product) by name
 
@@ -23,6 +24,7 @@ class Record:
     habitable: bool
     planet: Float[np.ndarray, " K"]
     spectrum_ppm: Float[np.ndarray, "O S"]
+    read_off: Float[np.ndarray, " features"]  # what a person reads off the spectrum, see `read_off`
     environment: Float[np.ndarray, " V"]
     organism: str
     nutrients: tuple[str, ...]
@@ -40,6 +42,7 @@ def read_records(data_dir: str | Path, split: str) -> list[Record]:
             habitable=sample.habitable,
             planet=sample.planet.copy(),  # copies, so that the cubes beside them can be freed
             spectrum_ppm=sample.spectrum_ppm.copy(),
+            read_off=read_off(sample),
             environment=sample.environment.copy(),
             organism=sample.graph.organism,
             nutrients=sample.graph.nutrients,
@@ -48,3 +51,9 @@ def read_records(data_dir: str | Path, split: str) -> list[Record]:
         for shard in manifest.of_split(split)
         for sample in shards.to_samples(shards.read_shard(Path(data_dir) / shard.file))
     ]
+
+
+def read_off(sample: Sample) -> Float[np.ndarray, " features"]:
+    """Return the numbers that the description states: brightness temperature and band depths, each with its error."""
+    depths = [number for _, *numbers in text.band_depths_ppm(sample) for number in numbers]
+    return np.array([*text.brightness_temperature(sample), *depths], np.float32)

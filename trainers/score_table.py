@@ -11,6 +11,7 @@ HABITABILITY = {
     "hz_rule": "(a) habitable-zone rule",
     "gradient_boosting": "(b) boosted trees, planet parameters",
     "gradient_boosting_with_spectrum": "(b') boosted trees, parameters + spectrum",
+    "gradient_boosting_with_features": '(b") boosted trees, parameters + bands read off',
     "climate": "(c) climate cube alone",
     "spectrum": "(c) spectrum alone",
     "graph": "(c) metabolic network alone",
@@ -24,7 +25,14 @@ GENERATION = {
 }
 # What each row is fairly compared with: what a telescope sees against what a telescope sees.
 RIVALS = {
-    "unified_observable": ("hz_rule", "gradient_boosting", "gradient_boosting_with_spectrum", "spectrum", "text"),
+    "unified_observable": (
+        "hz_rule",
+        "gradient_boosting",
+        "gradient_boosting_with_spectrum",
+        "gradient_boosting_with_features",
+        "spectrum",
+        "text",
+    ),
     "unified": ("hz_rule", "gradient_boosting", "climate", "spectrum", "graph", "text"),
 }
 HIGHER_IS_BETTER = {"auroc": True, "brier": False, "ece": False}
