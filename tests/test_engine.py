@@ -14,10 +14,10 @@ from models.objectives import build_objective
 from trainers import optim
 from trainers.config import OptimConfig
 from trainers.engine import (
+    Coming,
     LocalEngine,
     NonFiniteLossError,
     TrainState,
-    _require_input_gradient,
     finite_means,
     refuse_norm,
 )
@@ -100,9 +100,9 @@ def test_a_parameter_without_a_gradient_decays_as_it_does_in_zero3() -> None:
 
 def test_a_loss_that_is_not_finite_is_named() -> None:
     with pytest.raises(NonFiniteLossError, match="step 5: graph/kl=nan: not finite"):
-        finite_means({"graph/kl": torch.tensor(torch.nan), "loss": torch.tensor(torch.nan)}, 4)
+        finite_means(Coming({"graph/kl": torch.tensor(torch.nan), "loss": torch.tensor(torch.nan)}), 4)
     with pytest.raises(NonFiniteLossError, match="loss=inf"):
-        finite_means({"graph/kl": torch.tensor(1.0), "loss": torch.tensor(torch.inf)}, 4)
+        finite_means(Coming({"graph/kl": torch.tensor(1.0), "loss": torch.tensor(torch.inf)}), 4)
     with pytest.raises(NonFiniteLossError, match="grad_norm=inf"):
         refuse_norm(float("inf"), 4)
 
@@ -111,16 +111,6 @@ def test_the_plain_engine_is_for_one_process(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="start one process, or use deepspeed"):
         engine_of("cnn", 1, "local")
-
-
-def test_a_leaf_module_always_sees_an_input_that_wants_a_gradient() -> None:
-    x, number = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
-    prepared = _require_input_gradient(nn.Identity(), (number, x))
-    assert prepared[0] is number and prepared[1].requires_grad and not x.requires_grad
-    wanted = torch.zeros(2, requires_grad=True)
-    assert _require_input_gradient(nn.Identity(), (x, wanted))[0] is x
-    with torch.no_grad():
-        assert _require_input_gradient(nn.Identity(), (x,))[0] is x
 
 
 def test_buffers_and_weights_are_loaded_by_name() -> None:

@@ -223,12 +223,7 @@ def _shapes(engine: Engine) -> dict[str, Any]:
     class Shape(NamedTuple):
         shape: tuple[int, ...]
 
-    named = {
-        n: Shape(tuple(getattr(p, "ds_shape", p.shape)))
-        for n, p in engine.objective.named_parameters()
-        if p.requires_grad
-    }
-    return named | {n: Shape(tuple(b.shape)) for n, b in persistent_buffers(engine.objective).items()}
+    return {name: Shape(shape) for name, shape in engine.shapes().items()}
 
 
 def _read_json(run: Path, name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.errors import InputError
 from models.losses import Term, weighted_total
 from models.objectives import ObjectiveOutput
-from trainers import ds_config, optim
+from trainers import ds_config, flat, optim
 from trainers.config import RunConfig
 
 
@@ -91,6 +91,10 @@ class Engine(Protocol):
         """Return the state on rank 0, an empty one elsewhere."""
         ...
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the full shape of everything that `weights` names."""
+        ...
+
     def load_state(self, state: TrainState) -> None:
         """Take over a state that every rank holds in full."""
         ...
@@ -156,10 +160,11 @@ class LocalEngine:
         self.optimizer.zero_grad(set_to_none=False)
         means: list[dict[str, float]] = []
         for batch in micro_batches:
-            output: ObjectiveOutput = self.objective(batch.to(self.device))
+            output: ObjectiveOutput = self.objective(here(batch, self.device))
             total = weigh(output.terms, self.config, None)
-            means.append(finite_means(total.means, self.step))
+            coming = Coming(total.means)
             (total.loss / len(micro_batches)).backward()
+            means.append(finite_means(coming, self.step))
         for parameter in self._trained.values():
             if parameter.grad is None:  # plain torch would leave it without weight decay; ZeRO-3 does not
                 parameter.grad = torch.zeros_like(parameter)
@@ -167,19 +172,23 @@ class LocalEngine:
         refuse_norm(norm, self.step)
         self.optimizer.step()
         self.step += 1
-        return report(self.step, means, norm, lr, micro_batches, tokens_of(micro_batches), 1)
+        return report(self.step, means, norm, lr, micro_batches, int(tokens_of(micro_batches)), 1)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Evaluated:
         """See Engine."""
         self.objective.eval()
-        output: ObjectiveOutput = self.objective(batch.to(self.device))
+        output: ObjectiveOutput = self.objective(here(batch, self.device))
         return Evaluated(output.terms, output.outputs)
 
     def weights(self, prefix: str = "") -> dict[str, Tensor]:
         """See Engine."""
         named = {**self._trained, **self._buffers}
         return {n: t.detach().cpu().clone() for n, t in named.items() if n.startswith(prefix)}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See Engine."""
+        return {n: tuple(t.shape) for n, t in {**self._trained, **self._buffers}.items()}
 
     def state(self) -> TrainState:
         """See Engine."""
@@ -239,15 +248,17 @@ class DeepSpeedEngine:
         self.config = config
         self.step = 0
         table = ds_config.read(ds_config.path_of(config, on_gpu))
+        names = {id(module): name for name, module in objective.named_modules()}
+        leaves = objective.leaf_modules()  # type: ignore[operator]
+        self._flat = {f.name: f for module in leaves for f in flat.flatten(module, names[id(module)])}
         groups = optim.parameter_groups(objective, config.optim)
         if ds_config.offloads_optimizer(table):
             betas = (config.optim.beta1, config.optim.beta2)
             optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, lr=config.optim.lr, betas=betas, adamw_mode=True)
         else:
             optimizer = optim.adamw(groups, config.optim, on_gpu)
-        for module in objective.leaf_modules():  # type: ignore[operator]
+        for module in leaves:
             set_z3_leaf_module(module, True)
-            module.register_forward_pre_hook(_require_input_gradient)
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=optimizer,
@@ -272,22 +283,24 @@ class DeepSpeedEngine:
         lr = optim.set_lr(self._zero.optimizer, self.step, self.config.train.steps, self.config.optim)
         means = []
         for batch in micro_batches:
-            output: ObjectiveOutput = self._engine(batch.to(self.device))
+            output: ObjectiveOutput = self._engine(here(batch, self.device))
             total = weigh(output.terms, self.config, self._sum)
-            means.append(finite_means(total.means, self.step))  # the same on all ranks: none goes on alone
+            coming = Coming(total.means)
             self._engine.backward(total.loss)  # divides by train.accumulation, averages over ranks
+            # Before the update, and the same on all ranks: none goes on alone.
+            means.append(finite_means(coming, self.step))
             self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
+        tokens = self._sum(tokens_of(micro_batches).to(self.device, torch.float64))
+        norm, read = torch.stack([torch.as_tensor(self._engine.get_global_grad_norm()).to(tokens), tokens]).tolist()
         refuse_norm(norm, self.step)
         self.step += 1
-        tokens = int(self._sum(torch.tensor([float(tokens_of(micro_batches))], device=self.device)))
-        return report(self.step, means, norm, lr, micro_batches, tokens, self.world)
+        return report(self.step, means, norm, lr, micro_batches, int(read), self.world)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Evaluated:
         """See Engine."""
         self._engine.eval()
-        output: ObjectiveOutput = self._engine(batch.to(self.device))
+        output: ObjectiveOutput = self._engine(here(batch, self.device))
         names = list(output.terms)
         packed = torch.stack([x.float() for n in names for x in output.terms[n]])
         totals = self._sum(packed).view(-1, 2)
@@ -295,32 +308,23 @@ class DeepSpeedEngine:
 
     def weights(self, prefix: str = "") -> dict[str, Tensor]:
         """See Engine."""
-        weights = {}
-        for name, parameter in self._trained.items():
-            if name.startswith(prefix):
-                value = self._zero.get_full_hp_param(parameter)  # the float32 master
-                if self.is_main:
-                    weights[name] = value.detach().cpu().clone()
+        weights = self._gather(None, prefix)  # the float32 master
         if self.is_main:
             weights |= {n: b.detach().cpu().clone() for n, b in self._buffers.items() if n.startswith(prefix)}
         return weights
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See Engine."""
+        shapes = {slot.name: tuple(slot.shape) for f in self._flat.values() for slot in f.slots}
+        shapes |= {n: tuple(p.ds_shape) for n, p in self._trained.items() if n not in self._flat}  # type: ignore[attr-defined]
+        return shapes | {n: tuple(b.shape) for n, b in self._buffers.items()}
+
     def state(self) -> TrainState:
         """See Engine."""
-        weights = self.weights()
-        moments: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
-        for key, moment in moments.items():
-            for name, parameter in self._trained.items() if self.step else ():
-                value = self._zero.get_full_hp_param(parameter, optim_state_key=key)
-                if self.is_main:
-                    moment[name] = value.detach().cpu().clone()
-        return TrainState(
-            self.step,
-            {n: weights[n] for n in self._trained if n in weights},
-            moments["exp_avg"],
-            moments["exp_avg_sq"],
-            {n: weights[n] for n in self._buffers if n in weights},
-        )
+        weights = self._gather(None, "")
+        exp_avg, exp_avg_sq = (self._gather(k, "") if self.step else {} for k in ("exp_avg", "exp_avg_sq"))
+        buffers = {n: b.detach().cpu().clone() for n, b in self._buffers.items()} if self.is_main else {}
+        return TrainState(self.step, weights, exp_avg, exp_avg_sq, buffers)
 
     def load_state(self, state: TrainState) -> None:
         """See Engine."""
@@ -328,17 +332,18 @@ class DeepSpeedEngine:
         self.step = state.step
         if not state.step:
             return
-        for flat in self._zero.fp32_partitioned_groups_flat:
-            self._zero.optimizer.state[flat] = {
-                "step": adam_step(state.step, flat)
+        for group in self._zero.fp32_partitioned_groups_flat:
+            self._zero.optimizer.state[group] = {
+                "step": adam_step(state.step, group)
                 if isinstance(self._zero.optimizer, torch.optim.AdamW)
                 else state.step,
-                "exp_avg": torch.zeros_like(flat),
-                "exp_avg_sq": torch.zeros_like(flat),
+                "exp_avg": torch.zeros_like(group),
+                "exp_avg_sq": torch.zeros_like(group),
             }
         for name, parameter in self._trained.items():
-            self._zero.set_local_hp_param(self._slice(parameter, state.exp_avg[name]), parameter, "exp_avg")
-            self._zero.set_local_hp_param(self._slice(parameter, state.exp_avg_sq[name]), parameter, "exp_avg_sq")
+            for key, moment in (("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq)):
+                value = torch.cat([moment[n].flatten() for n in self._inside(name)])
+                self._zero.set_local_hp_param(self._slice(parameter, value), parameter, key)
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -347,13 +352,16 @@ class DeepSpeedEngine:
             self._buffers[name].copy_(weights[name])
         # In the order of the module: that of a file differs between ranks, and gathering in two orders hangs.
         for name, parameter in self._trained.items():
-            if name not in weights:
+            if not set(self._inside(name)) & set(weights):
                 continue
-            value = weights[name]
+            held = self._zero.get_full_hp_param(parameter).detach().cpu().clone()
+            for inner, values in self._apart(name, held).items():
+                if inner in weights:
+                    values.copy_(weights[inner])
             with self._gathered([parameter], modifier_rank=0):
                 if self.is_main:
-                    parameter.copy_(value)
-            self._zero.set_local_hp_param(self._slice(parameter, value), parameter)
+                    parameter.copy_(held.view(parameter.shape))
+            self._zero.set_local_hp_param(self._slice(parameter, held), parameter)
 
     def any(self, flag: bool) -> bool:
         """See Engine."""
@@ -369,6 +377,25 @@ class DeepSpeedEngine:
         dist.all_reduce(values)
         return values
 
+    def _inside(self, name: str) -> list[str]:
+        """Return the names of what lies in a parameter of the engine, in order."""
+        return [slot.name for slot in self._flat[name].slots] if name in self._flat else [name]
+
+    def _apart(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        """Return views of what a full value of a parameter of the engine holds, by the objective's names."""
+        return flat.take_apart(self._flat[name], value) if name in self._flat else {name: value}
+
+    def _gather(self, moment: str | None, prefix: str) -> dict[str, Tensor]:
+        """Return weights (None) or a moment by the objective's names on rank 0; all ranks must call it."""
+        gathered: dict[str, Tensor] = {}
+        for name, parameter in self._trained.items():
+            if any(n.startswith(prefix) for n in self._inside(name)):
+                value = self._zero.get_full_hp_param(parameter, optim_state_key=moment)
+                if self.is_main:
+                    whole = value.detach().cpu().clone()
+                    gathered |= {n: v.clone() for n, v in self._apart(name, whole).items() if n.startswith(prefix)}
+        return gathered
+
     def _slice(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
         """Return this rank's share of a full value; ZeRO-3 pads the last share with zeros."""
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
@@ -377,32 +404,44 @@ class DeepSpeedEngine:
         return flat[size * self.rank : size * (self.rank + 1)].to(self.device)
 
 
-def _require_input_gradient(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Make an input of a leaf module require a gradient, if none does.
-
-    DeepSpeed 0.19 reduces the gradients of a leaf module in a full backward hook. Torch calls that hook before the
-    module goes backward when none of its positional tensors requires a gradient: zeros would be reduced.
-    """
-    if not torch.is_grad_enabled() or any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-        return inputs
-    floats = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.is_floating_point()]
-    assert floats, f"leaf module {type(module).__name__} needs a float tensor among its positional arguments"
-    return tuple(x.detach().requires_grad_() if i == floats[0] else x for i, x in enumerate(inputs))
-
-
 def weigh(terms: Mapping[str, Term], config: RunConfig, reduce_items: Any) -> Any:
     """Weigh the terms that this objective has."""
     return weighted_total(terms, {n: w for n, w in config.loss_weights.items() if n in terms}, reduce_items)
 
 
-def finite_means(means: Mapping[str, Tensor], step: int) -> dict[str, float]:
-    """Return the means as numbers.
+def here(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch on the device; one that is there already is not looked at again (a check would wait for it)."""
+    return batch if batch.present.device == device else batch.to(device)
+
+
+class Coming:
+    """Named numbers on their way from the device; reading them waits for what made them, not for what came after."""
+
+    def __init__(self, numbers: Mapping[str, Tensor]) -> None:
+        self.names = list(numbers)
+        stacked = torch.stack([numbers[n].detach() for n in self.names])
+        self._ready = torch.cuda.Event() if stacked.is_cuda else None
+        if self._ready is None:
+            self._values = stacked
+        else:
+            self._values = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+            self._values.copy_(stacked, non_blocking=True)
+            self._ready.record()
+
+    def read(self) -> dict[str, float]:
+        """Return them as numbers."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        return dict(zip(self.names, self._values.tolist(), strict=True))
+
+
+def finite_means(means: Coming, step: int) -> dict[str, float]:
+    """Return the means as numbers. Called when the backward pass is queued, so that the device has work meanwhile.
 
     Raises:
         NonFiniteLossError: One of them is NaN or infinite.
     """
-    names = list(means)
-    values = dict(zip(names, torch.stack([means[n] for n in names]).tolist(), strict=True))
+    values = means.read()
     if bad := non_finite({n: v for n, v in values.items() if n != "loss"}) or non_finite(values):
         named = ", ".join(f"{n}={values[n]}" for n in bad)
         raise NonFiniteLossError(f"step {step + 1}: {named}: not finite; lower optim.lr or look at the data")
@@ -431,9 +470,9 @@ def report(
     return StepReport(step, mean.pop("loss"), mean, norm, lr, samples, tokens)
 
 
-def tokens_of(batches: tuple[Batch, ...]) -> int:
+def tokens_of(batches: tuple[Batch, ...]) -> Tensor:
     """Return the number of text tokens that are read."""
-    return sum(int(b.text.attention_mask.sum()) for b in batches)
+    return torch.stack([b.text.attention_mask.sum() for b in batches]).sum()
 
 
 def adam_step(step: int, like: Tensor) -> Tensor:
