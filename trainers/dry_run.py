@@ -1,0 +1,160 @@
+"""Run forward and backward of an objective without memory or arithmetic, and count the bytes it would hold.
+
+Parameters and floating-point inputs are meta tensors; whole numbers and masks are real, since shapes depend on them
+(which samples have text, how many metabolites). Every operation passes a dispatch mode below autograd that follows
+storages from birth to death, so what autograd keeps is counted by the same reference counts that free it in training.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+BLOCK = 512  # bytes: the CUDA caching allocator rounds every tensor up to it
+
+
+class Counted(NamedTuple):
+    """Bytes of one micro-batch beside parameters, optimizer and gradient buffers."""
+
+    inputs: int  # the batch on the device
+    kept: dict[str, int]  # by top-level module, at the end of forward: what autograd keeps, and outputs
+    forward_peak: int
+    backward_peak: int  # gradients that wait for their reduction included
+
+
+def rounded(size: int) -> int:
+    """Return the bytes that the allocator takes for a tensor of `size` bytes."""
+    return -(-size // BLOCK) * BLOCK
+
+
+class Meter(TorchDispatchMode):
+    """Follows every storage that operations make; `live` and `peak` are in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.peak, self.label = 0, 0, ""
+        self.by_label: Counter[str] = Counter()
+        self._known: set[int] = set()
+
+    def own(self, tensors: Iterable[Tensor]) -> int:
+        """Count tensors that exist already; return their bytes."""
+        before = self.live
+        for tensor in tensors:
+            self._note(tensor)
+        return self.live - before
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Never count these: they are counted elsewhere (parameters, buffers)."""
+        self._known |= {t.untyped_storage()._cdata for t in tensors}
+
+    def restart_peak(self) -> None:
+        """Measure the peak from here on."""
+        self.peak = self.live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation on meta tensors if any of its tensors is one."""
+        kwargs = kwargs or {}
+        if any(t.is_meta for t in _tensors((args, kwargs))):
+            args, kwargs = _without_masks(func, args, kwargs)
+            args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+        out = func(*args, **kwargs)
+        for tensor in _tensors(out):
+            self._note(tensor)
+        return out
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, rounded(storage.nbytes())
+        if key in self._known or not size:
+            return
+        self._known.add(key)
+        weakref.finalize(storage, self._gone, key, size, self.label)
+        self.live += size
+        self.by_label[self.label] += size
+        self.peak = max(self.peak, self.live)
+
+    def _gone(self, key: int, size: int, label: str) -> None:
+        self._known.discard(key)
+        self.live -= size
+        self.by_label[label] -= size
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    if tensor.is_meta:
+        return tensor
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _without_masks(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Turn the real masks that index a meta tensor into positions: meta tensors cannot tell how many are set."""
+    if func not in _INDEXING:
+        return args, kwargs
+    indices: list[Tensor | None] = []
+    for index in args[1]:
+        is_mask = index is not None and index.dtype in (torch.bool, torch.uint8)
+        indices += index.nonzero().unbind(1) if is_mask else [index]
+    return (args[0], indices, *args[2:]), kwargs
+
+
+_INDEXING = (
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten._index_put_impl_.default,
+    torch.ops.aten._unsafe_index.Tensor,
+)
+
+
+def count(objective: nn.Module, inputs: Iterable[Tensor], loss_of: Any) -> Counted:
+    """Count one forward and backward.
+
+    A gradient is freed as soon as it is complete, as a ZeRO-3 engine does after copying it into its buckets.
+
+    Args:
+        objective: On the meta device.
+        inputs: Tensors of the batch.
+        loss_of: Runs the objective and returns the loss to differentiate.
+    """
+    meter = Meter()
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    meter.ignore([*objective.parameters(), *objective.buffers()])
+    handles = [p.register_post_accumulate_grad_hook(_free_gradient) for p in parameters]
+    for name, child in objective.named_children():
+        handles.append(child.register_forward_pre_hook(_labelling(meter, name)))
+        handles.append(child.register_forward_hook(_labelling(meter, "")))
+    try:
+        with meter:
+            meter.label = "inputs"
+            held = meter.own(inputs)
+            meter.label = ""
+            loss = loss_of()
+            kept = {name: size for name, size in meter.by_label.items() if size > 0 and name != "inputs"}
+            forward_peak = meter.peak
+            meter.restart_peak()
+            loss.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Counted(held, kept, forward_peak, meter.peak)
+
+
+def _free_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _labelling(meter: Meter, label: str) -> Any:
+    def hook(*unused: Any) -> None:
+        meter.label = label
+
+    return hook
