@@ -6,6 +6,7 @@ import itertools
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from data_pipeline.batch import Batch
 from trainers.engine import Engine, StepReport
+from trainers.tracing import Tracer, waiting_for_data
 
 STOP_FILE = "stop"
 
@@ -94,6 +96,7 @@ def fit(
     save: Callable[[], None],
     log: Log,
     run: Path,
+    tracer: Tracer | None = None,
 ) -> Fitted:
     """Train until train.steps are done, or until a deadline, RUN/stop or a signal to any rank ends it; then save.
 
@@ -104,6 +107,7 @@ def fit(
         save: Writes a checkpoint; called between steps.
         log: Where the run is watched.
         run: Folder of the run.
+        tracer: Records some steps; None for none.
 
     Raises:
         NonFiniteLossError: A loss is NaN or infinite. The checkpoint before it stays.
@@ -116,11 +120,15 @@ def fit(
     scores: dict[str, float] = {}
     saved = evaluated = engine.step if engine.step else -1
     reason = ""
-    with StopSignals() as signals:
+    with StopSignals() as signals, tracer or nullcontext():
         while engine.step < train.steps and not reason:
             step_began = time.monotonic()
-            report = engine.train_step(*itertools.islice(batches, train.accumulation))
+            with waiting_for_data():
+                micro_batches = tuple(itertools.islice(batches, train.accumulation))
+            report = engine.train_step(*micro_batches)
             log.step(report, time.monotonic() - step_began)
+            if tracer:
+                tracer.step(report, time.monotonic() - step_began)
             reason = _stop_together(engine, _reason_to_stop(signals, run, train.deadline_s, began))
             if engine.step % train.eval_every_steps == 0:
                 means, scores = evaluate(trainer, held_out(), log)

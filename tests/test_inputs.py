@@ -1,0 +1,39 @@
+"""Batches on their way to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from rank_job import STEPS, batches
+
+from data_pipeline.batch import Batch
+from trainers.inputs import OnDevice, tensors_of
+
+
+class Counting:
+    """A stream that knows how many batches it gave out."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in batches(0, 1):
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.given}
+
+
+def test_on_a_cpu_the_batches_and_the_place_are_those_of_the_stream() -> None:
+    inputs = OnDevice(Counting(), torch.device("cpu"))
+    places = [inputs.state_dict()["step"] for _ in inputs]
+    assert places == list(range(1, STEPS + 1))
+
+
+def test_every_tensor_of_a_batch_is_found() -> None:
+    found = tensors_of(next(batches(0, 1)))
+    # graph 6, climate 1, spectrum 3, text 4, planet, environment, habitable, present, visible
+    assert len(found) == 6 + 1 + 3 + 4 + 5

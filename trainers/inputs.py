@@ -1,0 +1,98 @@
+"""Bring batches to the device ahead of time: a thread pins and copies the next one while a step computes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from data_pipeline.batch import Batch
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Gives out batches and knows its place."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give out batches from the present place on."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place after the last batch that was given out."""
+        ...
+
+
+class _Copied(NamedTuple):
+    batch: Batch
+    ready: torch.cuda.Event
+    place: dict[str, Any]
+
+
+class OnDevice:
+    """The batches of a stream on a GPU, one ahead; on a CPU the stream itself.
+
+    `state_dict` is the place after the last batch that came out here, not after what was fetched ahead.
+    """
+
+    def __init__(self, stream: Stream, device: torch.device) -> None:
+        self._stream, self._device = stream, device
+        self._place: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place after the last batch that was given out."""
+        return self._stream.state_dict() if self._place is None else self._place
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give out batches; an error of the stream comes out where its batch would have."""
+        if self._device.type != "cuda":
+            yield from self._stream
+            return
+        ready: queue.SimpleQueue[_Copied | BaseException | None] = queue.SimpleQueue()
+        room, stop = threading.Semaphore(1), threading.Event()  # one batch ahead, made when the one before is taken
+        thread = threading.Thread(target=self._copy, args=(ready, room, stop), name="copies", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                now = torch.cuda.current_stream(self._device)
+                now.wait_event(item.ready)
+                for tensor in tensors_of(item.batch):
+                    tensor.record_stream(now)  # its memory must not go to the next copy while a kernel reads it
+                self._place = item.place
+                room.release()
+                yield item.batch
+        finally:
+            stop.set()
+            room.release()
+            thread.join()
+
+    def _copy(self, ready: queue.SimpleQueue[Any], room: threading.Semaphore, stop: threading.Event) -> None:
+        side = torch.cuda.Stream(self._device)
+        try:
+            with torch.cuda.device(self._device), torch.cuda.stream(side):
+                for batch in self._stream:
+                    room.acquire()
+                    if stop.is_set():
+                        return
+                    copied = batch.pin_memory().to(self._device)
+                    event = torch.cuda.Event()
+                    event.record(side)
+                    ready.put(_Copied(copied, event, self._stream.state_dict()))
+            ready.put(None)
+        except BaseException as error:
+            ready.put(error)
+
+
+def tensors_of(part: Any) -> list[Tensor]:
+    """Return every tensor of a batch or a part of one."""
+    if isinstance(part, Tensor):
+        return [part]
+    if is_dataclass(part):
+        return [t for f in fields(part) for t in tensors_of(getattr(part, f.name))]
+    return []
