@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -411,8 +411,13 @@ def atp_feasible(edges: Iterable[Edge], nutrients: Iterable[str]) -> bool:
     A reaction may run in a direction when all its edges in that direction are there; reactions that make no edge
     (currency metabolites only) are free. Never the union of organisms: that invents metabolisms.
     """
+    return next(organisms_that_run(edges, nutrients), None) is not None
+
+
+def organisms_that_run(edges: Iterable[Edge], nutrients: Iterable[str]) -> Iterator[str]:
+    """Yield each organism that makes ATP when it is restricted to these edges, as `atp_feasible` asks."""
     given, offered = set(edges), tuple(nutrients)
-    return bool(given) and any(_feasible(name, given, offered) for name in load_organisms())
+    return (name for name in load_organisms() if given and _feasible(name, given, offered))
 
 
 def _feasible(name: str, given: set[Edge], offered: tuple[str, ...]) -> bool:

@@ -52,8 +52,9 @@ def test_a_generated_network_can_be_read_back_and_trained_on(tmp_path: Path) -> 
         edge_std=np.array([0.1, 0.3], np.float32),
     )
     environment = parse_environment("temperature_k=310,ph=7")
-    line = generate.write(tmp_path, 3, network, ("glc__D_e",), environment, True)
+    line = generate.write(tmp_path, 3, network, ("glc__D_e",), environment, ("iML1515",))
     assert line["file"] == "network_003.npz" and line["edges"] == 2 and line["atp_feasible"] is True
+    assert line["organisms_that_make_atp_with_it"] == ["iML1515"]
     assert line["edge_precision"] == 1.0  # hexokinase and glucose-6-phosphate isomerase are known reactions
     assert line["mean_edge_standard_deviation"] == pytest.approx(0.2)
     with np.load(tmp_path / "network_003.npz") as archive:  # no pickle needed
@@ -91,6 +92,12 @@ def test_real_networks_make_atp_in_their_own_environment_and_use_known_edges(dat
     questions = [oracle.Question(r.edges, r.nutrients) for r in living]
     starved = [oracle.Question(r.edges, ()) for r in living]
     assert oracle.atp_feasible([*questions, *starved, questions[0]], processes=2) == [True] * 4 + [False] * 4 + [True]
+
+
+def test_the_organism_of_a_real_network_is_among_those_that_make_atp_with_it(dataset: Path) -> None:
+    living = [r for r in read_records(dataset, "train") if r.edges][:3]
+    found = oracle.organisms([oracle.Question(r.edges, r.nutrients) for r in living], processes=2)
+    assert all(record.organism in organisms for record, organisms in zip(living, found, strict=True))
 
 
 def test_records_hold_the_nutrients_of_their_environment(dataset: Path) -> None:

@@ -67,7 +67,7 @@ def generate(
 
     networks = draw(find_graph_vae(objective), chemistry.metabolites, np.repeat(environment[None], count, axis=0), seed)
     nutrients = metabolism.nutrients(environment)
-    feasible = oracle.atp_feasible([oracle.Question(n.edges, nutrients) for n in networks])
+    runners = oracle.organisms([oracle.Question(n.edges, nutrients) for n in networks])
     report: dict[str, Any] = {
         "run": str(run),
         "seed": seed,
@@ -82,14 +82,14 @@ def generate(
             report["planet"] |= judge(objective, config, sample, calibration.load(run, "unified_observable"))
     out.mkdir(parents=True, exist_ok=True)
     report["networks"] = [
-        write(out, number, network, nutrients, environment, ok)
-        for number, (network, ok) in enumerate(zip(networks, feasible, strict=True))
+        write(out, number, network, nutrients, environment, organisms)
+        for number, (network, organisms) in enumerate(zip(networks, runners, strict=True))
     ]
     report["summary"] = {
         "networks": count,
         "distinct": len({n.edges for n in networks}),
         "edge_precision": oracle.edge_precision([n.edges for n in networks]),
-        "atp_feasible": float(np.mean(feasible)),
+        "atp_feasible": float(np.mean([bool(organisms) for organisms in runners])),
     }
     (out / "report.json").write_text(json.dumps(plain(report), indent=2) + "\n")
     return report
@@ -120,7 +120,12 @@ def judge(
 
 
 def write(
-    out: Path, number: int, network: Network, nutrients: tuple[str, ...], environment: np.ndarray, feasible: bool
+    out: Path,
+    number: int,
+    network: Network,
+    nutrients: tuple[str, ...],
+    environment: np.ndarray,
+    organisms: tuple[str, ...],
 ) -> dict[str, Any]:
     """Write one network as NPZ and GraphML; return its line of the report."""
     graph = metabolism.graph_of_edges(sorted(network.edges), nutrients)
@@ -133,7 +138,8 @@ def write(
         "edges": len(network.edges),
         "edge_precision": oracle.edge_precision([network.edges]),
         "mean_edge_standard_deviation": float(network.edge_std.mean()) if len(network.edge_std) else 0.0,
-        "atp_feasible": feasible,
+        "atp_feasible": bool(organisms),
+        "organisms_that_make_atp_with_it": list(organisms),
     }
 
 

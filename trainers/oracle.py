@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from data_pipeline import metabolism
 from trainers.records import Edges
+
+T = TypeVar("T")
 
 
 class Question(NamedTuple):
@@ -19,19 +21,30 @@ class Question(NamedTuple):
     nutrients: tuple[str, ...]
 
 
+def _runs(question: Question) -> tuple[str, ...]:
+    return tuple(metabolism.organisms_that_run(sorted(question.edges), question.nutrients))
+
+
 def _feasible(question: Question) -> bool:
     return metabolism.atp_feasible(sorted(question.edges), question.nutrients)
 
 
 def atp_feasible(questions: Sequence[Question], processes: int | None = None) -> list[bool]:
-    """Return for each network whether one known organism, restricted to its edges, makes ATP in that environment.
+    """Return for each network whether one known organism, restricted to its edges, makes ATP in that environment."""
+    return _answers(_feasible, questions, processes)
 
-    A question that is asked twice is solved once.
-    """
+
+def organisms(questions: Sequence[Question], processes: int | None = None) -> list[tuple[str, ...]]:
+    """Return for each network every known organism that makes ATP with it; more work than `atp_feasible`."""
+    return _answers(_runs, questions, processes)
+
+
+def _answers(answer: Callable[[Question], T], questions: Sequence[Question], processes: int | None) -> list[T]:
+    """Answer in several processes; a question that is asked twice is solved once."""
     distinct = list(dict.fromkeys(questions))
     processes = processes or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        answers = dict(zip(distinct, pool.map(_feasible, distinct, chunksize=8), strict=True))
+        answers = dict(zip(distinct, pool.map(answer, distinct, chunksize=8), strict=True))
     return [answers[question] for question in questions]
 
 
