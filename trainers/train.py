@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.errors import InputError
+from data_pipeline.folders import remote_url
 from trainers import config as run_config, ds_config, presets, run_folder
 from trainers.config import PARTS, RunConfig, nearest
 
@@ -63,7 +64,8 @@ def configure(arguments: argparse.Namespace) -> RunConfig:
         config = presets.preset(arguments.preset or "quickstart", part)
     config = run_config.with_settings(config, arguments.set)
     if arguments.data:
-        config = replace(config, data=replace(config.data, dir=str(Path(arguments.data).resolve())))
+        place = arguments.data if remote_url(arguments.data) else str(Path(arguments.data).resolve())
+        config = replace(config, data=replace(config.data, dir=place))
     if config.train.part != part:
         raise InputError(f"--set train.part={config.train.part}: the part is {part}, the first argument; leave it out")
     _check_data(config)
@@ -83,10 +85,22 @@ def _check_data(config: RunConfig) -> None:
             raise InputError(f"data.graphs={folder}: no folder with NPZ graphs in it")
     elif not config.data.dir:
         raise InputError("--data: which data? Give the folder that ./launch.sh build-data --out DIR wrote")
-    elif not (Path(config.data.dir) / "manifest.json").is_file():
+    elif remote_url(config.data.dir) is None and not (Path(config.data.dir) / "manifest.json").is_file():
         raise InputError(
             f"--data {config.data.dir}: no manifest.json in it; run ./launch.sh build-data --planets N --out DIR"
         )
+
+
+def check_shards(config: RunConfig) -> None:
+    """Refuse damaged data before any rank starts, unless damage is to be skipped.
+
+    Raises:
+        InputError: A shard is missing, truncated or has another checksum.
+    """
+    from data_pipeline import shards
+
+    if config.data.dir and config.data.damaged_shards == "refuse":
+        shards.verify(config.data.dir, checksums=config.data.verify)
 
 
 def _check_language(config: RunConfig) -> None:
@@ -192,7 +206,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         config = configure(arguments)
-        if not arguments.check:
+        if arguments.check:
+            check_shards(config)
+        else:
             train(config, arguments.out, arguments.init_from, arguments.profile)
     except InputError as error:
         return fail(error, 2)
