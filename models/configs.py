@@ -82,9 +82,11 @@ class LoRAConfig:
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = ("q_proj", "v_proj")
+    start_from: str = ""  # folder with adapter_model.safetensors in the peft format; "": A random, B zero
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "model.language.lora.rank", self.rank, "must be at least 1")
+        require(0.0 <= self.dropout < 1.0, "model.language.lora.dropout", self.dropout, "must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +98,14 @@ class LanguageConfig:
     latent_dim: int = 64
     dtype: str = "float32"  # of the frozen base; adapters stay float32 unless the engine casts everything
     text_share: float = 1.0  # share of the training samples whose text is read in a step (the model costs most of it)
+    decoder: str = "auto"  # "fused": few large modules (Llama-shaped only); "peft": transformers + peft; "auto": either
+    recompute: str = "auto"  # of the fused decoder on a GPU: "none", "mlp", "layer", or what the free memory asks for
+    offload_activations: bool = False  # the fused decoder keeps them in the host's memory
 
     def __post_init__(self) -> None:
+        for name, choices in (("decoder", ("auto", "fused", "peft")), ("recompute", ("auto", "none", "mlp", "layer"))):
+            value = getattr(self, name)
+            require(value in choices, f"model.language.{name}", value, f"choose from {', '.join(choices)}")
         require(self.dtype in ("float32", "bfloat16"), "model.language.dtype", self.dtype, "choose float32 or bfloat16")
         require(0 < self.text_share <= 1, "model.language.text_share", self.text_share, "must lie in (0, 1]")
 

