@@ -33,7 +33,7 @@ def test_the_page_is_whole_and_needs_no_other_file(page: str) -> None:
 
     Reader().feed(page)
     assert open_tags == []
-    assert not re.findall(r'(?:src|href)=["\']?(?!data:)', page) and "http" not in page
+    assert not re.findall(r'(?:src|href)=(?!"data:)', page) and "http" not in page
     assert len(page) < 5e6
 
 
