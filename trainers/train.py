@@ -119,7 +119,7 @@ def train(config: RunConfig, out: Path, init_from: list[Path], profiled: bool = 
     """
     import torch
 
-    from data_pipeline.stream import BatchStream, GraphFolderSource, ShardSource, Source
+    from data_pipeline.stream import BatchStream, Source, open_source
     from models.biochemistry import Chemistry
     from models.language import load_tokenizer
     from models.objectives import build_objective
@@ -134,14 +134,24 @@ def train(config: RunConfig, out: Path, init_from: list[Path], profiled: bool = 
     tokenizer = load_tokenizer(config.model.language) if config.train.part in WITH_TEXT else None
 
     def source(split: str) -> Source:
-        if config.data.graphs:
-            return GraphFolderSource(config.data.graphs, split)
-        return ShardSource(config.data.dir, split, check=config.data.verify and rank == 0)
+        data = config.data
+        return open_source(
+            data.dir,
+            split,
+            graphs=data.graphs,
+            parts=data.parts,
+            missing=data.missing,
+            check=data.verify and (rank == 0 or data.damaged_shards == "skip"),  # all must leave the same shards out
+            damaged=data.damaged_shards,
+        )
 
     def stream(of: Source, split: str, samples_per_rank: int, text_mode: str, repeat: bool) -> BatchStream:
         return BatchStream(
             of, split, samples_per_rank, rank, world, config.data.seed, tokenizer, config.data.max_tokens,
             text_mode, repeat,  # type: ignore[arg-type]
+            workers=config.data.workers, shuffle_shards=config.data.shuffle_shards, buckets=config.data.buckets,
+            bucket_samples=config.data.bucket_samples, max_bad_samples=config.data.max_bad_samples,
+            pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
     batches = stream(source("train"), "train", config.data.samples_per_rank, config.data.text_mode, True)
