@@ -1,0 +1,64 @@
+"""Time training steps beside what else a user could run on the same card: ./launch.sh bench step-time --json."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from typing import Any
+
+from benchmarks.llm import Load, ours, shrink
+from benchmarks.rows import Row, main
+
+_16K = Load("13b", rows=4, micro_batches=2)
+
+
+def llm_rows(tiny: bool, curve: int) -> list[Row]:
+    """Return the rows of the language model; `curve` is how many steps those make whose losses are compared."""
+
+    def row(name: str, run: Any, load: Load, **options: Any) -> Row:
+        return Row(name, partial(run, shrink(load, tiny), **options), timeout_s=300.0)
+
+    long = _16K._replace(steps=max(curve - _16K.warmup, 3))
+    stock = {"liger": False, "checkpointing": True, "small_adapters": False}
+    fast = {"liger": True, "checkpointing": False, "small_adapters": True}
+    return [
+        row("llm-13b/ours-zero3", ours, long),
+        row("llm-13b/b-plain-torch-liger", _plain, long, **fast),
+        row("llm-13b/a-peft-zero3-checkpointing", _zero3, long._replace(rows=8, micro_batches=1), **stock),
+        row("llm-13b/ours-plain-torch", ours, _16K, engine="local"),
+        row("llm-13b/c-zero3-liger-micro-batch-2", _zero3, _16K._replace(rows=2, micro_batches=4, steps=3), **fast),
+        row("llm-8b/ours-zero3", ours, Load("8b", rows=2, micro_batches=1, length=4096, steps=10)),
+        row("llm-8b/plain-torch-liger", _plain, Load("8b", rows=2, micro_batches=1, length=4096, steps=10), **fast),
+    ]
+
+
+def _plain(load: Load, **options: Any) -> dict[str, Any]:
+    from benchmarks.peers.llm import plain_loop
+
+    return plain_loop(load, **options)
+
+
+def _zero3(load: Load, **options: Any) -> dict[str, Any]:
+    from benchmarks.peers.llm import zero3
+
+    return zero3(load, **options)
+
+
+def rows_of(part: str, tiny: bool, curve: int) -> list[Row]:
+    """Return the rows of the language model, of the small networks or of both."""
+    rows = llm_rows(tiny, curve) if part != "small" else []
+    if part != "llm":
+        from benchmarks.small_networks import ROWS
+
+        rows += ROWS
+    return rows
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--part", choices=("all", "llm", "small"), default="all", help="whose rows (all)")
+    options.add_argument("--tiny", action="store_true", help="a trial with a tiny language model")
+    options.add_argument("--curve", type=int, default=50, help="steps of the rows whose losses are compared (50)")
+    given, _ = options.parse_known_args()
+    sys.exit(main("benchmarks.bench_step_time", rows_of(given.part, given.tiny, given.curve), options))
