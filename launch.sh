@@ -168,7 +168,7 @@ train() {
   # DeepSpeed's launcher answers a signal by killing the ranks, so it gets a process group of its own and the signal
   # becomes the stop file: all ranks end together, with a checkpoint. A second signal kills.
   set -m
-  deepspeed "${place[@]}" --master_port "$(free_port)" --log_level error --no_local_rank \
+  deepspeed "${place[@]}" --master_port "$(free_port)" --log_level critical --no_local_rank \
     --module trainers.train "${arguments[@]}" </dev/null &
   launcher=$!
   set +m

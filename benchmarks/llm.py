@@ -163,7 +163,12 @@ def batch(load: Load, step: int, micro_batch: int) -> Batch:
             adjacency=kinds.bool(), edge_type=kinds,
         ),
         climate=nothing.view(rows, 0, 1, 1),
-        spectrum=SpectrumBatch(ppm=nothing[..., None], error_ppm=nothing[..., None], clean_ppm=nothing[..., None]),
+        spectrum=SpectrumBatch(
+            ppm=nothing[..., None],
+            error_ppm=nothing[..., None],
+            clean_ppm=nothing[..., None],
+            star_temperature_k=torch.zeros(rows),
+        ),
         text=TextBatch(
             token_ids=ids,
             attention_mask=place >= 0,

@@ -106,11 +106,12 @@ class TextBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class SpectrumBatch:
-    """Observed spectra in ppm with their errors, and the noiseless spectra that a denoiser aims at."""
+    """Observed spectra in ppm with their errors and their star, and the noiseless spectra that a denoiser aims at."""
 
     ppm: Float[Tensor, "B O S"]
     error_ppm: Float[Tensor, "B O S"]
     clean_ppm: Float[Tensor, "B O S"]
+    star_temperature_k: Float[Tensor, " B"]  # a spectrum is against its star, also where the planet is unknown
 
 
 @dataclass(frozen=True, kw_only=True)

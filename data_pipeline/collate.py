@@ -24,7 +24,7 @@ from data_pipeline.batch import (
 from data_pipeline.errors import InputError
 from data_pipeline.shard_rows import CUBE_DTYPE, CUBE_SHAPE, FIXED, Row, SampleRow
 from data_pipeline.shards import SAMPLE_TENSORS, absent_graph
-from data_pipeline.variables import NODE_FEATURES, POSITIONAL_DIM
+from data_pipeline.variables import NODE_FEATURES, POSITIONAL_DIM, STAR_TEMPERATURE
 
 MULTIPLE = 8  # nodes and tokens are padded to a multiple of it: few distinct shapes, and what tensor cores like
 SMALL_BYTES = 2**16  # below it fresh memory costs nothing worth saving
@@ -101,6 +101,7 @@ def collate_rows(
             ppm=_tensor(fixed["spectrum_ppm"]),
             error_ppm=_tensor(fixed["spectrum_error_ppm"]),
             clean_ppm=_tensor(fixed["spectrum_clean_ppm"]),
+            star_temperature_k=_tensor(fixed["planet"][:, STAR_TEMPERATURE]),
         ),
         text=_texts(texts),
         planet=_tensor(fixed["planet"]),

