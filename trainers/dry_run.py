@@ -13,7 +13,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -86,6 +88,20 @@ class Meter(TorchDispatchMode):
         self.by_label[label] -= size
 
 
+class _FlashAttention(TorchFunctionMode):
+    """Attention of meta tensors as a GPU does it: without all scores at once, which torch falls back to."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a flash kernel, which keeps queries, keys, values, the result and a number a query."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and args[0].is_meta:
+            q, k, v = args[:3]
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, kwargs.get("is_causal", False)
+            )[0]
+        return func(*args, **kwargs)
+
+
 def _tensors(tree: Any) -> list[Tensor]:
     return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
 
@@ -134,7 +150,7 @@ def count(objective: nn.Module, inputs: Iterable[Tensor], loss_of: Any) -> Count
         handles.append(child.register_forward_pre_hook(_labelling(meter, name)))
         handles.append(child.register_forward_hook(_labelling(meter, "")))
     try:
-        with meter:
+        with meter, _FlashAttention():
             meter.label = "inputs"
             held = meter.own(inputs)
             meter.label = ""

@@ -53,7 +53,7 @@ ANSWER_SHARE, DESCRIPTION_SHARE = 0.25, 0.5  # of the tokens of a text
 class Standing(NamedTuple):
     """Bytes that each GPU holds between steps, and what the end of a step needs beside them."""
 
-    trained: int  # weights, which are the float32 master weights at the same time
+    trained: int  # weights and master weights
     frozen: int
     gathered: int  # full copies of partitioned parameters at one time
     optimizer: int
@@ -105,13 +105,7 @@ def estimate(config: RunConfig, chemistry: Chemistry, batch: Batch, gpus: int = 
 
 def skeleton(config: RunConfig, chemistry: Chemistry) -> nn.Module:
     """Return the objective on the meta device, its parameters laid out as the engine holds them."""
-    language = replace(config.model.language, text_share=1.0)  # the batch says which samples have text
-    with torch.device("meta"):
-        objective = build_objective(config.train.part, replace(config.model, language=language), chemistry)
-    for module in objective.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta and not buffer.is_floating_point():
-                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)  # shapes may depend on it
+    objective = on_meta(config, chemistry)
     if config.train.engine == "deepspeed":
         names = {id(module): name for name, module in objective.named_modules()}
         for module in objective.leaf_modules():  # type: ignore[operator]
@@ -119,9 +113,22 @@ def skeleton(config: RunConfig, chemistry: Chemistry) -> nn.Module:
     return objective
 
 
+def on_meta(config: RunConfig, chemistry: Chemistry) -> nn.Module:
+    """Return the objective on the meta device: of a language model only the configuration is read."""
+    language = replace(config.model.language, text_share=1.0)  # the batch says which samples have text
+    with torch.device("meta"):
+        objective = build_objective(config.train.part, replace(config.model, language=language), chemistry)
+    for module in objective.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta and not buffer.is_floating_point():
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)  # shapes may depend on it
+    return objective
+
+
 def dry_run_step(config: RunConfig, objective: nn.Module, batch: Batch) -> Counted:
     """Count the bytes of a micro-batch."""
-    counted = _with_tensors(batch, lambda t: t.to("meta") if t.is_floating_point() else t)
+    # What has few axes stays real: objectives make masks where it lies.
+    counted = _with_tensors(batch, lambda t: t.to("meta") if t.is_floating_point() and t.dim() > 2 else t)
 
     def loss() -> Tensor:
         total: Tensor = weigh(objective(counted).terms, config, None).loss
@@ -179,7 +186,9 @@ def standing_bytes(config: RunConfig, objective: nn.Module, gpus: int) -> Standi
     on_gpu = 0 if offloads_optimizer else numel
     largest_group = 0 if offloads_optimizer else max(_group_bytes(config, objective, gpus), default=0)
     return Standing(
-        trained=0 if offloads_parameters else 4 * numel,  # also the master weights: both are float32
+        # Weights and master weights. Both are float32, but DeepSpeed shares them only where the name of the device is
+        # equal to the device, which on a GPU it never is ("cuda:0" against device("cuda:0")).
+        trained=(0 if offloads_parameters else 4 * numel) + 4 * on_gpu,
         frozen=frozen_bytes,
         gathered=gathered,
         optimizer=8 * on_gpu,
@@ -225,7 +234,9 @@ def largest_batch(config: RunConfig, metabolites: int, samples: int | None = Non
             edge_type=chain.long(),
         ),
         climate=torch.zeros(size, len(CLIMATE_FIELDS), LATITUDES, LONGITUDES),
-        spectrum=SpectrumBatch(ppm=spectrum, error_ppm=spectrum, clean_ppm=spectrum.clone()),
+        spectrum=SpectrumBatch(
+            ppm=spectrum, error_ppm=spectrum, clean_ppm=spectrum.clone(), star_temperature_k=spectrum[:, 0, 0]
+        ),
         text=TextBatch(
             token_ids=torch.zeros(size, length, dtype=torch.long),
             attention_mask=reads,
