@@ -1,0 +1,174 @@
+"""Time a step of the small networks: plain torch, torch-geometric, ZeRO-3 with and without flat parameters."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.peers.graph_layers import GeometricTransformer
+from benchmarks.rows import Row, main
+from data_pipeline.batch import Batch
+from data_pipeline.stream import open_stream
+from models.biochemistry import Chemistry
+from models.graph_layers import GraphTransformer
+from models.objectives import build_objective
+from trainers import engine as engines, optim, presets
+from trainers.config import RunConfig
+from trainers.engine import DeepSpeedEngine, weigh
+
+SAMPLES = 64
+WARM_UP, STEPS, REPEATS = (15, 40, 3) if torch.cuda.is_available() else (1, 2, 1)
+
+
+def options() -> argparse.ArgumentParser:
+    """Return the options of these rows."""
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument(
+        "--data", type=Path, metavar="DIR", help="data folder; by default one of 96 planets is built and kept"
+    )
+    return p
+
+
+def data_folder() -> Path:
+    """Return the folder that --data names, or build a small one in the cache (two minutes, once)."""
+    given: Path | None = options().parse_known_args(sys.argv[1:])[0].data
+    if given is not None:
+        return given
+    from data_pipeline import build
+    from data_pipeline.reaction_tables import cache_dir
+
+    kept = Path(cache_dir()) / "benchmark-data" / f"96-{build.source_versions()['data_pipeline']}"
+    if not (kept / "manifest.json").is_file():
+        build.build(kept, 96, 0, workers=2)
+    return kept
+
+
+def load(samples: int) -> tuple[Batch, Chemistry]:
+    """Return the first training batch of the data without text."""
+    stream = open_stream(data_folder(), "train", samples)
+    return next(iter(stream)), Chemistry.from_dict(stream.chemistry)
+
+
+def settings(part: str, samples: int) -> RunConfig:
+    """Return the preset for one GPU; the learning rate stays where losses of two engines can be compared."""
+    config = presets.one_gpu(part)
+    return replace(config, data=replace(config.data, samples_per_rank=samples))
+
+
+def plain(config: RunConfig, objective: nn.Module, batch: Batch) -> Callable[[], float | torch.Tensor]:
+    """Return a step as a plain torch loop makes it: no wait for the device, fused AdamW, clipping."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    objective.to(device).train()
+    groups = optim.parameter_groups(objective, config.optim)
+    optimizer = optim.adamw(groups, config.optim, device.type == "cuda")
+    trained = [p for group in groups for p in group["params"]]
+    on_device, done = batch.to(device), [0]
+
+    def step() -> torch.Tensor:
+        optim.set_lr(optimizer, done[0], config.train.steps, config.optim)
+        optimizer.zero_grad(set_to_none=True)
+        total = weigh(objective(on_device).terms, config, None)
+        total.loss.backward()
+        nn.utils.clip_grad_norm_(trained, config.optim.clip_norm)
+        optimizer.step()
+        done[0] += 1
+        return total.loss.detach()
+
+    return step
+
+
+def zero3(config: RunConfig, objective: nn.Module, batch: Batch, flat: bool = True) -> Callable[[], float]:
+    """Return a step of our engine, with everything that training does in it."""
+    flatten = engines.flat.flatten
+    if not flat:
+        engines.flat.flatten = _leave
+    try:
+        engine = DeepSpeedEngine(objective, config)
+    finally:
+        engines.flat.flatten = flatten
+    on_device = batch.to(engine.device)
+    return lambda: engine.train_step(on_device).loss
+
+
+def _leave(module: nn.Module, name: str) -> list[Any]:
+    """Stand in for flat.flatten: parameters stay single, and an input is made to want a gradient (see there)."""
+
+    def want_gradient(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not torch.is_grad_enabled() or any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs):
+            return inputs
+        first = next(i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor) and x.is_floating_point())
+        return tuple(x.detach().requires_grad_() if i == first else x for i, x in enumerate(inputs))
+
+    module.register_forward_pre_hook(want_gradient)
+    return []
+
+
+def geometric(objective: nn.Module, batch: Batch) -> nn.Module:
+    """Put message passing in the place of every dense graph transformer."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for module in list(objective.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, GraphTransformer):
+                setattr(module, name, GeometricTransformer(child))
+                getattr(module, name).prepare(batch.graph.mask.to(device))
+    return objective
+
+
+def time_steps(step: Callable[[], Any]) -> dict[str, float]:
+    """Return milliseconds a step (median of repeats of many steps) and the losses of the first and of the last step."""
+    first = float(step())
+    for _ in range(WARM_UP - 1):
+        step()
+    times = []
+    for _ in range(REPEATS):
+        _wait()
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            loss = step()
+        _wait()
+        times.append(1e3 * (time.perf_counter() - began) / STEPS)
+    return {"ms": statistics.median(times), "first_loss": first, "last_loss": float(loss)}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def compare(part: str, samples: int = SAMPLES) -> dict[str, Any]:
+    """Time every form of a part's step on the same batch and weights."""
+    batch, chemistry = load(samples)
+    config = settings(part, samples)
+
+    def objective() -> nn.Module:
+        gc.collect()
+        torch.manual_seed(0)
+        return build_objective(part, config.model, chemistry)
+
+    forms: dict[str, Callable[[], Callable[[], Any]]] = {
+        "plain": lambda: plain(config, objective(), batch),
+        "zero3_unflattened": lambda: zero3(config, objective(), batch, flat=False),
+        "zero3": lambda: zero3(config, objective(), batch),
+    }
+    if part == "graph_vae":
+        forms["geometric"] = lambda: plain(config, geometric(objective(), batch), batch)
+    found = {name: time_steps(make()) for name, make in forms.items()}
+    result: dict[str, Any] = {f"{name}_{k}": v for name, values in found.items() for k, v in values.items()}
+    result |= {f"{name}_over_plain": values["ms"] / found["plain"]["ms"] for name, values in found.items()}
+    return result | {"samples": samples, "nodes": batch.graph.mask.shape[1], "steps": WARM_UP + STEPS * REPEATS}
+
+
+ROWS = (Row("graph_vae_step", lambda: compare("graph_vae")), Row("cnn_step", lambda: compare("cnn")))
+
+if __name__ == "__main__":
+    sys.exit(main("benchmarks.small_networks", ROWS, options()))
