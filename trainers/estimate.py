@@ -278,32 +278,44 @@ def fits(peak: int, gpu_memory_gib: float) -> bool:
 def advise(config: RunConfig, chemistry: Chemistry, gpus: int, gpu_memory_gib: float) -> Advice | None:
     """Return settings for the given cards, or for more of them when nothing fits; None when a thousand do not help.
 
+    Smaller micro-batches come before recomputation, and that before offload: each costs more time than the one before.
     Bytes of a micro-batch grow in proportion to its samples, so two dry runs tell all sizes. The samples of a step stay
     what they are: a smaller micro-batch is accumulated.
     """
     wanted = config.data.samples_per_rank
     sizes = (max(wanted // 2, 1), 2 * max(wanted // 2, 1))
-    objective = skeleton(config, chemistry)
-    few, many = (
-        dry_run_step(config, objective, largest_batch(config, len(chemistry.metabolites), size)) for size in sizes
-    )
-    offloaded = replace(config, train=replace(config.train, ds_config=str(ds_config.FOLDER / "zero3_offload.json")))
-    choices = [config] if config.train.engine == "local" else [config, offloaded]
+    dry: dict[str, tuple[nn.Module, Counted, Counted]] = {}
     while gpus <= 1024:
-        for choice in choices:
+        for settings in _choices(config):
+            choice = run_config.with_settings(config, settings)
+            recompute = choice.model.language.recompute
+            if recompute not in dry:
+                objective = skeleton(choice, chemistry)
+                batches = (largest_batch(choice, len(chemistry.metabolites), size) for size in sizes)
+                few, many = (dry_run_step(choice, objective, batch) for batch in batches)
+                dry[recompute] = objective, few, many
+            objective, few, many = dry[recompute]
             standing = standing_bytes(choice, objective, gpus)
             for size in _sizes(wanted):
                 accumulation = wanted // size * config.train.accumulation
                 peak = Estimate(standing, _between(few, many, sizes, size), accumulation).peak
                 if fits(peak, gpu_memory_gib):
-                    settings = [f"data.samples_per_rank={size}", f"train.accumulation={accumulation}"]
-                    if choice is offloaded:
-                        settings.append("train.ds_config=ds_configs/zero3_offload.json")
-                    return Advice(settings, gpus, peak)
+                    batch = [f"data.samples_per_rank={size}", f"train.accumulation={accumulation}"]
+                    return Advice([*batch, *settings], gpus, peak)
         if config.train.engine == "local":
             return None
         gpus *= 2
     return None
+
+
+def _choices(config: RunConfig) -> list[list[str]]:
+    """Return settings to try, the fastest first."""
+    choices: list[list[str]] = [[]]
+    if config.train.part in ("llm", "unified") and config.model.language.recompute == "auto":
+        choices += [[f"model.language.recompute={what}"] for what in ("mlp", "layer")]
+    if config.train.engine == "deepspeed" and not config.train.ds_config:
+        choices.append([*choices[-1], f"train.ds_config={ds_config.FOLDER / 'zero3_offload.json'}"])
+    return choices
 
 
 def _sizes(wanted: int) -> list[int]:
@@ -415,7 +427,7 @@ def main(argv: list[str] | None = None) -> int:
     samples = f"{config.data.samples_per_rank} samples a rank"
     print(f"{config.train.part} of {arguments.preset}, {samples}, {where}; GiB a GPU")
     for what, detail, size in rows:
-        if size:
+        if size >= GIB // 2000:
             print(f"  {what:12} {detail:38} {size / GIB:9.3f}")
     verdict = "fits" if fits(told.peak, arguments.gpu_memory) else "does not fit"
     print(f"  {'peak':12} {f'{verdict} {arguments.gpu_memory:g} GiB':38} {told.peak / GIB:9.3f}")
