@@ -96,7 +96,7 @@ class GraphBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class TextBatch:
-    """Right-padded tokens. `label_ids` is -100 outside the answer; `description_mask` is what the text modality reads."""
+    """Right-padded tokens; `label_ids` is -100 outside the answer, `description_mask` what the text modality reads."""
 
     token_ids: Int[Tensor, "B L"]
     attention_mask: Bool[Tensor, "B L"]

@@ -18,7 +18,7 @@ FARADAY = 96485.33
 _FLOOR_BAR = 1e-9
 
 # Which dissolved organics each kind of air can leave in the water: an imposed prior (no observation constrains it).
-# Reduced air makes formaldehyde, HCN and formate (Miller & Urey 1959; Cleaves 2008), CO2 with CO or H2 gives small acids
+# Reduced air makes formaldehyde, HCN, formate (Miller & Urey 1959; Cleaves 2008), CO2 with CO or H2 gives small acids
 # and alcohols (serpentinising vents, McCollom & Seewald 2007), O2 comes from photosynthesis, whose products leak.
 # Meteorites bring amino acids and ribose anywhere (Furukawa et al. 2019).
 ORGANIC_PRIORS: dict[str, tuple[str, ...]] = {
@@ -35,7 +35,7 @@ _SUGARS = ("glucose", "ribose")
 def surface_environment(planet: Planet, cube: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the 20 numbers of variables.ENVIRONMENT (V float32) where water is liquid, and facts about them.
 
-    Without liquid water the numbers are those of the warmest hundredth of the surface, and the caller marks them absent.
+    Without liquid water the numbers are those of the warmest hundredth of the surface; the caller marks them absent.
 
     Args:
         cube: C H W, physical units.
@@ -108,7 +108,7 @@ def water_redox_v(o2_bar: float, h2_bar: float, ph: float, temperature_k: float,
 
     With more O2 than 1e-6 bar the O2/H2O couple holds, 0.4 V below its ideal value as measured in natural waters (O2
     is slow at electrodes; Stumm & Morgan 1996). Otherwise H+/H2 sets the lower end, and the upper lies 0.35 V over the
-    ferric line 0.77 - 0.18 (pH - 3) V, where nitrate begins to last (0.40 V at pH 7; an imposed prior). `mixing` (0 to 1)
+    ferric line 0.77 - 0.18 (pH - 3) V, where nitrate begins to last (0.40 V at pH 7; imposed). `mixing` (0 to 1)
     says where between them the water is, for example by how much H2 the vents bring.
     """
     slope = GAS_CONSTANT * temperature_k * math.log(10.0) / FARADAY
@@ -151,9 +151,8 @@ def parse_environment(text: str) -> np.ndarray:
         except ValueError:
             raise InputError(f"environment: {part!r} is no number; write {name}=VALUE in {variable.unit}") from None
         if not equals or not variable.low <= value <= variable.high:
-            raise InputError(
-                f"environment: {name}={value:g} is out of range; give {variable.low:g} to {variable.high:g} {variable.unit}"
-            )
+            bounds = f"{variable.low:g} to {variable.high:g} {variable.unit}"
+            raise InputError(f"environment: {name}={value:g} is out of range; give {bounds}")
         given[name] = value
     if not given:
         raise InputError("environment: nothing given; write for example temperature_k=350,ph=6.5,o2=0,redox=-0.3")

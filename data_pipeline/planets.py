@@ -39,7 +39,7 @@ KNOWN_SHARE = 0.1  # of the samples are known planets, each under several atmosp
 
 @dataclass(frozen=True, kw_only=True)
 class Atmosphere:
-    """What is above the surface: pressure and volume fractions (rest N2). No telescope tells it; it is drawn or given."""
+    """What is above the surface: pressure and volume fractions (rest N2). No telescope tells; drawn or given."""
 
     surface_pressure_bar: float
     co2: float
@@ -204,7 +204,7 @@ def star(temperature_k: float) -> tuple[float, float]:
     """Return mass and luminosity (solar units) of a main-sequence star of this effective temperature.
 
     Source:
-        Cassisi & Salaris 2019 with Duric 2004 below 3300 K; Mann et al. 2013 from 3300 to 4800 K; Moya et al. 2018 above:
+        Cassisi & Salaris 2019 with Duric 2004 below 3300 K; Mann et al. 2013 up to 4800 K; Moya et al. 2018 above:
         the relations behind the climate emulator's training set, so that period, flux and star agree with it.
     """
     t = temperature_k
@@ -353,7 +353,8 @@ def _from_json(path: Path) -> Planet:
 
 
 # --- the habitable zone -----------------------------------------------------------------------------------------------
-# Kopparapu et al. 2014, ApJL 787 L29, table 1 (1 Earth mass): S_eff = S_sun + a T + b T^2 + c T^3 + d T^4, T = T_star - 5780 K.
+# Kopparapu et al. 2014, ApJL 787 L29, table 1 (1 Earth mass): S_eff = S_sun + a T + b T^2 + c T^3 + d T^4 with
+# T = T_star - 5780 K.
 _HZ = {
     "recent_venus": (1.776, 2.136e-4, 2.533e-8, -1.332e-11, -3.097e-15),
     "runaway_greenhouse": (1.107, 1.332e-4, 1.580e-8, -8.308e-12, -1.931e-15),

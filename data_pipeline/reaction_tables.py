@@ -1,4 +1,4 @@
-"""Distil the carveme reaction tables into one small cached file: organisms with stoichiometry, and chemistry of metabolites.
+"""Distil the carveme reaction tables into one small cached file: organisms and the chemistry of metabolites.
 
 Source: carveme 1.6.6 (Apache-2.0; Machado et al. 2018, NAR 46:7542). Its tables derive from BiGG (King et al. 2016, NAR
 44:D515), free for education, research and non-profit use.
@@ -100,7 +100,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @functools.cache
 def load_tables() -> tuple[dict[str, Organism], dict[str, Metabolite]]:
-    """Return every organism of growth_ranges.csv and the chemistry of their metabolites; distil them on first use (10 s).
+    """Return every organism of growth_ranges.csv and the chemistry of its metabolites, distilled on first use (10 s).
 
     Raises:
         InputError: carveme's tables are not installed.
