@@ -163,4 +163,4 @@ def _row(name: str) -> Row:
 ROWS = tuple(_row(name) for name in CASES)
 
 if __name__ == "__main__":
-    sys.exit(main("benchmarks.estimator", ROWS))
+    sys.exit(main("benchmarks.bench_estimator", ROWS))
