@@ -89,8 +89,8 @@ def samples_per_second(batches: Iterator[Batch], warm_up: int, seconds: float) -
 
 
 def ours(data: str, workers: int) -> Iterator[Batch]:
-    """Yield the batches of a training run without a text: shuffled, with what the fusion may read."""
-    return iter(BatchStream(data, "train", BATCH, workers=workers))
+    """Yield batches as in training, shuffled; nothing is hidden and no text is written, as in the peers."""
+    return iter(BatchStream(data, "train", BATCH, text_mode="full", workers=workers))
 
 
 def peer(name: str, given: argparse.Namespace, workers: int) -> Iterator[Batch]:

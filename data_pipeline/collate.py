@@ -22,7 +22,7 @@ from data_pipeline.batch import (
     TextSample,
 )
 from data_pipeline.errors import InputError
-from data_pipeline.shard_rows import CUBE_DTYPE, CUBE_SHAPE, FIXED, Row, SampleRow
+from data_pipeline.shard_rows import CUBE_DTYPE, CUBE_SHAPE, FIXED, Row, SampleRow, changed
 from data_pipeline.shards import SAMPLE_TENSORS, absent_graph
 from data_pipeline.variables import NODE_FEATURES, POSITIONAL_DIM, STAR_TEMPERATURE
 
@@ -89,9 +89,9 @@ def collate_rows(
     climate = memory.empty((len(rows), *CUBE_SHAPE), CUBE_DTYPE)
     fixed = np.empty(len(rows), FIXED)
     packed = fixed.view(np.uint8).reshape(len(rows), FIXED.itemsize)
-    for row, cube, place in zip(rows, climate.numpy(), packed, strict=True):
-        row.read_cube(cube)
+    for place, row in zip(packed, rows, strict=True):
         place[:] = row.fixed()
+    _copy_cubes(rows, climate)
     present = fixed["present"].copy()
     present[:, TEXT] = [text is not None for text in texts]
     return Batch(
@@ -113,6 +113,22 @@ def collate_rows(
     )
 
 
+def _copy_cubes(rows: Sequence[Row], climate: Tensor) -> None:
+    files = {row.file: row for row in rows}
+    for file, row in files.items():
+        if file is not None and not file.whole():
+            raise changed(file, row.sample_id)
+    views = [row.cube(out) for row, out in zip(rows, climate.numpy(), strict=True)]
+    content = climate.view(torch.uint8).view(len(rows), -1)
+    there = [view for view in views if view is not None]
+    if len(there) == len(rows):
+        torch.stack(there, out=content)
+        return
+    for out, view in zip(content, views, strict=True):
+        if view is not None:
+            out.copy_(view)
+
+
 def _tensor(field: np.ndarray) -> Tensor:
     return torch.from_numpy(field.copy())
 
@@ -128,37 +144,34 @@ def _graphs(rows: Sequence[Row], max_nodes: int | None) -> GraphBatch:
     for row, size in zip(rows, sizes, strict=True):
         if size > nodes:
             raise InputError(f"{row.sample_id}: {size} metabolites exceed {nodes=}")
-    batch = len(graphs)
-    mask = np.zeros((batch, nodes), bool)
-    metabolite_index = np.zeros((batch, nodes), np.int64)
-    features = np.zeros((batch, nodes, len(NODE_FEATURES)), np.float32)
-    positional = np.zeros((batch, nodes, POSITIONAL_DIM), np.float32)
-    for b, (graph, size) in enumerate(zip(graphs, sizes, strict=True)):
-        if size:
-            mask[b, :size] = True
-            metabolite_index[b, :size] = graph.metabolite_index
-            features[b, :size] = graph.features
-            positional[b, :size] = graph.positional
-    adjacency, edge_type = _edges(graphs, nodes)
+    mask = np.arange(nodes) < np.array(sizes)[:, None]
+    index, features, positional = (
+        np.zeros((*mask.shape, *shape), dtype)
+        for shape, dtype in (((), np.int64), ((len(NODE_FEATURES),), np.float32), ((POSITIONAL_DIM,), np.float32))
+    )
+    there = [graph for graph in graphs if graph.metabolites]
+    if there:  # in one assignment for all networks: those nodes that are not padding, row by row
+        index[mask] = np.concatenate([graph.metabolite_index for graph in there])
+        features[mask] = np.concatenate([graph.features for graph in there])
+        positional[mask] = np.concatenate([graph.positional for graph in there])
+    edge_type = _edge_types(graphs, nodes)
     return GraphBatch(
         mask=torch.from_numpy(mask),
-        metabolite_index=torch.from_numpy(metabolite_index),
+        metabolite_index=torch.from_numpy(index),
         features=torch.from_numpy(features),
         positional=torch.from_numpy(positional),
-        adjacency=torch.from_numpy(adjacency),
+        adjacency=torch.from_numpy(edge_type > 0),
         edge_type=torch.from_numpy(edge_type),
     )
 
 
-def _edges(graphs: Sequence[GraphSample], nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (adjacency, edge type), B N N each, filled in one assignment for all graphs."""
-    edge_type = np.zeros(len(graphs) * nodes * nodes, np.int64)
-    with_edges = [(b, graph) for b, graph in enumerate(graphs) if graph.edge_type.size]
-    if with_edges:
-        places = [(b * nodes + graph.edge_index[0]) * nodes + graph.edge_index[1] for b, graph in with_edges]
-        edge_type[np.concatenate(places)] = np.concatenate([graph.edge_type for _, graph in with_edges])
-    dense = edge_type.reshape(len(graphs), nodes, nodes)
-    return dense > 0, dense
+def _edge_types(graphs: Sequence[GraphSample], nodes: int) -> np.ndarray:
+    """Return the type of each edge, B N N, 0 where there is none; filled in one assignment for all networks."""
+    found = np.zeros((len(graphs), nodes, nodes), np.int64)
+    edges = np.concatenate([graph.edge_index for graph in graphs], axis=1)
+    owner = np.repeat(np.arange(len(graphs)), [graph.edge_type.size for graph in graphs])
+    found[owner, edges[0], edges[1]] = np.concatenate([graph.edge_type for graph in graphs])
+    return found
 
 
 def _texts(texts: Sequence[TextSample | None]) -> TextBatch:

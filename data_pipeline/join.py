@@ -12,11 +12,22 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torch import Tensor
 
 from data_pipeline.batch import MODALITIES, GraphSample, Sample
 from data_pipeline.errors import InputError
 from data_pipeline.folders import remote_url
-from data_pipeline.shard_rows import CUBE, FIXED, BadSampleError, Opened, OpenShard, Row, ShardRow, open_plain
+from data_pipeline.shard_rows import (
+    CUBE,
+    FIXED,
+    BadSampleError,
+    Opened,
+    OpenShard,
+    PlainFile,
+    Row,
+    ShardRow,
+    open_plain,
+)
 from data_pipeline.shards import GRAPH_TENSORS, SAMPLE_TENSORS, absent_graph, to_table, write_table
 
 Missing = Literal["error", "skip", "mask"]
@@ -186,15 +197,26 @@ class JoinedRow(NamedTuple):
                     self._check(name, found[name])
         return found.view(np.uint8)
 
-    def read_cube(self, out: np.ndarray) -> None:
-        """Copy the climate from where it is stored."""
+    @property
+    def file(self) -> PlainFile | None:
+        """The file that its cube lies in."""
         if CUBE not in self.parts:
-            self.base.read_cube(out)
-        elif (row := self.parts[CUBE]) is None:
+            return self.base.file
+        row = self.parts[CUBE]
+        return None if row is None else row.file
+
+    def cube(self, out: np.ndarray) -> Tensor | None:
+        """Return a view of the climate of the data folder, or None after that of a part was copied."""
+        if CUBE not in self.parts:
+            return self.base.cube(out)
+        row = self.parts[CUBE]
+        if row is None:
             out[...] = 0
-        else:
-            row.read_cube(out)
-            self._check(CUBE, out)
+            return None
+        if (view := row.cube(out)) is not None:
+            out.reshape(-1).view(np.uint8)[:] = view.numpy()
+        self._check(CUBE, out)
+        return None
 
     def _check(self, name: str, values: np.ndarray) -> None:
         if not np.isfinite(values).all():

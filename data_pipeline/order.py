@@ -82,7 +82,7 @@ class Order:
             last = min(first + end - begin, len(rows))
             found.append((np.full(last - first, number), shards[first:last], rows[first:last]))
             begin += last - first
-        return Places(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        return Places(*found[0]) if len(found) == 1 else Places(*map(np.concatenate, zip(*found, strict=True)))
 
     def _make_pass(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the shards of a pass in their order, and the position at which each window starts."""

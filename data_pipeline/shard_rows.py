@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import threading
 import weakref
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 from data_pipeline.batch import MODALITIES, GraphSample, Sample
 from data_pipeline.errors import InputError
@@ -25,6 +28,7 @@ CUBE_DTYPE, CUBE_SHAPE = SAMPLE_TENSORS[CUBE]
 FIXED = np.dtype([*((n, d, s) for n, (d, s) in SAMPLE_TENSORS.items() if n != CUBE), ("habitable", "|b1")])
 _OFFSETS = {name: field[1] for name, field in (FIXED.fields or {}).items()}
 PRESENT = slice(_OFFSETS["present"], _OFFSETS["present"] + len(MODALITIES))  # its bytes
+MAPPED_BYTES = 2 * 2**30  # of all files together; 5,000 samples
 KEPT_BYTES = 256 * 2**20  # of opened shards: 20,000 samples without their cubes
 
 
@@ -49,8 +53,16 @@ class Row(Protocol):
         """Return the bytes of its FIXED, as a view where it can."""
         ...
 
-    def read_cube(self, out: np.ndarray) -> None:
-        """Copy the climate (C H W) into contiguous memory; the one copy that is made of it."""
+    @property
+    def file(self) -> PlainFile | None:
+        """The file that must be whole before `cube` is called."""
+        ...
+
+    def cube(self, out: np.ndarray) -> Tensor | None:
+        """Return a view of the bytes of the climate, or None after they were copied into `out` (C H W).
+
+        A view lasts as long as the row. All those of a batch are copied in one call, which holds no lock.
+        """
         ...
 
     def graph(self) -> GraphSample:
@@ -79,9 +91,15 @@ class SampleRow(NamedTuple):
             found[name] = getattr(self.held, name)
         return found.view(np.uint8)
 
-    def read_cube(self, out: np.ndarray) -> None:
+    @property
+    def file(self) -> PlainFile | None:
+        """It is in memory."""
+        return None
+
+    def cube(self, out: np.ndarray) -> Tensor | None:
         """Copy the climate."""
         out[...] = self.held.climate
+        return None
 
     def graph(self) -> GraphSample:
         """Return the network."""
@@ -93,20 +111,50 @@ class SampleRow(NamedTuple):
 
 
 class PlainFile:
-    """A parquet file whose cubes lie in it as they are in memory."""
+    """A parquet file whose cubes lie in it as they are in memory.
+
+    The first MAPPED_BYTES of files are mapped: 10 GB/s from the page cache against 5 with reads. The others are read:
+    mapped pages count as memory of every rank, and to map and unmap costs more than it saves.
+    """
+
+    _mapped_bytes = 0
 
     def __init__(self, path: Path, descriptor: int, offsets: list[int]) -> None:
         self.path, self._descriptor, self._offsets = path, descriptor, offsets
-        weakref.finalize(self, os.close, descriptor)
+        self._size = os.fstat(descriptor).st_size
+        self._content: np.ndarray | None = None
+        if PlainFile._mapped_bytes + self._size <= MAPPED_BYTES:
+            # A private mapping counts as writable, which torch wants; nothing writes to it.
+            self._content = np.frombuffer(mmap.mmap(descriptor, self._size, access=mmap.ACCESS_COPY), np.uint8)
+            PlainFile._mapped_bytes += self._size
+        weakref.finalize(self, PlainFile._close, descriptor, 0 if self._content is None else self._size)
 
-    def read(self, row: int, out: np.ndarray) -> bool:
-        """Read the value of a row straight into `out`; False when the file ends before it or holds something else."""
-        prefix = bytearray(PREFIX.size)
-        try:
-            got = os.preadv(self._descriptor, [prefix, out.data], self._offsets[row])
-        except OSError:  # a disk that fails
-            return False
-        return got == PREFIX.size + out.nbytes and PREFIX.unpack(prefix)[0] == out.nbytes
+    @classmethod
+    def _close(cls, descriptor: int, mapped_bytes: int) -> None:
+        os.close(descriptor)
+        cls._mapped_bytes -= mapped_bytes
+
+    def whole(self) -> bool:
+        """Is the file as long as it was? To touch mapped memory that is gone would end the process."""
+        return os.fstat(self._descriptor).st_size >= self._size
+
+    def cube(self, row: int, out: np.ndarray) -> Tensor | None:
+        """Return a view of the bytes of a row's cube, or None after they were read into `out`.
+
+        Raises:
+            ValueError: The file ends before it or holds something else there.
+        """
+        start = self._offsets[row]
+        if self._content is not None:
+            prefix, found = self._content[start : start + PREFIX.size], out.nbytes
+        else:
+            prefix = np.empty(PREFIX.size, np.uint8)
+            found = os.preadv(self._descriptor, [prefix.data, out.data], start) - PREFIX.size
+        if found != out.nbytes or PREFIX.unpack_from(prefix.data)[0] != out.nbytes:
+            raise ValueError
+        if self._content is None:
+            return None
+        return torch.from_numpy(self._content[start + PREFIX.size : start + PREFIX.size + out.nbytes])
 
 
 class OpenShard:
@@ -119,7 +167,7 @@ class OpenShard:
         self.bytes = table.nbytes
         self.rows = table.num_rows
         self.sample_ids: list[str] = table.column("sample_id").to_pylist()
-        self._table, self._plain = table, plain
+        self._table, self.plain = table, plain
         there = set(table.column_names)
         self._cubes = _values(table.column(CUBE)) if CUBE in there else []
         self._graphs: list[GraphSample | None] = [None] * self.rows
@@ -154,20 +202,22 @@ class OpenShard:
         """Return a view of the FIXED of a row."""
         return self._fixed[row]
 
-    def read_cube(self, row: int, out: np.ndarray) -> None:
-        """Copy the climate of a row.
+    def cube(self, row: int, out: np.ndarray) -> Tensor | None:
+        """Return a view of the climate of a row, or None after it was copied into `out`.
 
         Raises:
             BadSampleError: It has another size, or the file was cut or changed since it was opened.
         """
-        if self._plain is None:
-            value = self._cubes[row]
-            if value.nbytes != out.nbytes:
-                raise BadSampleError(self.sample_ids[row], f"{CUBE} has {value.nbytes} bytes, expected {out.nbytes}")
-            out.reshape(-1).view(np.uint8)[:] = value
-        elif not self._plain.read(row, out):
-            reason = f"shard={self._plain.path} is cut short or was changed; run the same build-data again"
-            raise BadSampleError(self.sample_ids[row], reason)
+        if self.plain is not None:
+            try:
+                return self.plain.cube(row, out)
+            except (OSError, ValueError) as error:
+                raise changed(self.plain, self.sample_ids[row]) from error
+        value = self._cubes[row]
+        if value.nbytes != out.nbytes:
+            raise BadSampleError(self.sample_ids[row], f"{CUBE} has {value.nbytes} bytes, expected {out.nbytes}")
+        out.reshape(-1).view(np.uint8)[:] = value
+        return None
 
     def graph(self, row: int) -> GraphSample:
         """Return the network of a row, its arrays as views.
@@ -218,9 +268,14 @@ class ShardRow(NamedTuple):
         """Return a view of its FIXED."""
         return self.shard.fixed(self.row)
 
-    def read_cube(self, out: np.ndarray) -> None:
-        """Copy the climate."""
-        self.shard.read_cube(self.row, out)
+    @property
+    def file(self) -> PlainFile | None:
+        """The file that its cube lies in."""
+        return self.shard.plain
+
+    def cube(self, out: np.ndarray) -> Tensor | None:
+        """Return a view of the climate, or None after it was copied."""
+        return self.shard.cube(self.row, out)
 
     def graph(self) -> GraphSample:
         """Return the network."""
@@ -238,6 +293,11 @@ class ShardRow(NamedTuple):
             graph=self.graph(),
             **values,
         )
+
+
+def changed(file: PlainFile, sample_id: str) -> BadSampleError:
+    """Return the error about a file that is no longer what it was."""
+    return BadSampleError(sample_id, f"shard={file.path} is cut short or was changed; run the same build-data again")
 
 
 _ABSENT = absent_graph()

@@ -34,6 +34,7 @@ Buckets = Literal["none", "nodes", "tokens"]
 FULL_SHARE = 0.30  # mixed: the fusion reads all that is present
 OBSERVABLE_SHARE = 0.45  # mixed: it reads what a telescope gives; the rest of the samples show a random part
 PREFETCHED_BATCHES = 2
+TEXTS_KEPT = 4096
 _OBSERVABLE = np.array([m in OBSERVABLE for m in MODALITIES])
 
 
@@ -200,6 +201,7 @@ class BatchStream:
         self._rank, self._world, self._per_rank = rank, world, samples_per_rank
         self._workers, self._max_bad = workers, max_bad_samples
         self._position = 0
+        self._said: dict[tuple[int, str], TextSample] = {}
         self._padding: dict[str, list[int]] = {"nodes": [0, 0], "tokens": [0, 0]}
         self._memory = Memory(2 * (workers + PREFETCHED_BATCHES), pinned=pin_memory)
         if buckets == "tokens" and tokenizer is None:
@@ -327,16 +329,22 @@ class BatchStream:
 
     def _write(self, row: Row, pass_number: int) -> tuple[TextSample | None, np.ndarray]:
         """Return the text about a sample, and what the fusion may read of it (Q bool)."""
-        present = row.fixed()[PRESENT].view(bool).copy()
+        present = row.fixed()[PRESENT].view(bool)
+        if self._tokenizer is None and self.text_mode == "full":
+            return None, present
+        present = present.copy()
         can_write = self._tokenizer is not None and present[SPECTRUM] and present[PLANET_PARAMETERS]
         present[TEXT] = can_write
         visible = _visible(present, self.text_mode, (self.seed, pass_number, row.sample_id))
         if not can_write:
             return None, visible
-        observable_only = bool((visible != present).any()) or self.text_mode == "observable"
-        random = generator("text", self.seed, pass_number, row.sample_id)
-        strings = text.describe(row.sample(), observable_only, random)
-        return text.encode(strings, self._tokenizer, self._max_tokens), visible
+        said = self._said.pop((pass_number, row.sample_id), None)  # when its length decided its bucket
+        if said is None:
+            observable_only = bool((visible != present).any()) or self.text_mode == "observable"
+            random = generator("text", self.seed, pass_number, row.sample_id)
+            strings = text.describe(row.sample(), observable_only, random)
+            said = text.encode(strings, self._tokenizer, self._max_tokens)
+        return said, visible
 
     # --- sizes, for buckets ------------------------------------------------------------------------------------------
     def _nodes(self, pass_number: int, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -345,7 +353,13 @@ class BatchStream:
     def _tokens(self, pass_number: int, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
         def tokens(row: Row) -> int:
             said, _ = self._write(row, pass_number)
-            return 0 if said is None else len(said.token_ids)
+            if said is None:
+                return 0
+            self._said[pass_number, row.sample_id] = said
+            return len(said.token_ids)
+
+        if len(self._said) > TEXTS_KEPT:  # of samples that other ranks took
+            self._said.clear()
 
         return self._sizes(pass_number, shards, rows, tokens)
 

@@ -8,7 +8,7 @@ import torch
 from data_fixture import chain, sample
 
 from data_pipeline.batch import CLIMATE, GRAPH, TEXT, TextSample
-from data_pipeline.collate import collate
+from data_pipeline.collate import Memory, collate
 from data_pipeline.errors import InputError
 
 
@@ -64,3 +64,22 @@ def test_the_batch_owns_its_memory() -> None:
     one.climate[:] = 9
     one.present[:] = False
     assert batch.climate.max() == 1 and bool(batch.present[0, CLIMATE])
+
+
+def test_memory_is_given_out_again_when_nothing_refers_to_it() -> None:
+    memory = Memory(blocks=2)
+    first = memory.empty((4, 53, 32, 64), "<f4")
+    place = first.data_ptr()
+    part = first[1:3]
+    del first
+    second = memory.empty((4, 53, 32, 64), "<f4")
+    assert second.data_ptr() != place  # a part of the first is in use
+    del part
+    assert memory.empty((3, 53, 32, 64), "<f4").data_ptr() == place  # a little smaller fits
+
+
+def test_more_memory_than_blocks_is_lent_and_not_kept() -> None:
+    memory = Memory(blocks=2)
+    held = [memory.empty((2**18,), "<f4") for _ in range(4)]
+    assert len({t.data_ptr() for t in held}) == 4 and len(memory._blocks) == 2
+    assert Memory(blocks=0).empty((2**18,), "<f4").shape == (2**18,)

@@ -107,7 +107,11 @@ class RecordRow(NamedTuple):
         value = self.record["fixed"]
         return np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
 
-    def read_cube(self, out: np.ndarray) -> None:
+    @property
+    def file(self) -> None:
+        """It is in memory."""
+
+    def cube(self, out: np.ndarray) -> None:
         """Copy the climate."""
         out[...] = self.record[CUBE]
 
