@@ -1,8 +1,9 @@
 """Build a data set of planets: `python -m data_pipeline.build --planets N --out DIR [--workers W] [--seed S]`.
 
 Three phases over a pool of processes. (1) planets -> climate, spectrum, environment, one part file a shard;
-(2) each distinct (organism, nutrients) solved once; (3) label and network joined to every part -> shards. Every file is
-written under a temporary name and renamed, so after a kill the same command goes on with the files that are missing.
+(2) each distinct (organism, nutrients) solved once, some dozens a file; (3) label and network joined to every part ->
+shards. Every file is written under a temporary name and renamed, so after a kill the same command goes on with the
+files that are missing.
 All numbers are functions of (planets, seed): neither the number of workers nor a restart changes a byte.
 """
 
@@ -17,7 +18,7 @@ import shutil
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,12 +29,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline import assemble, metabolism, shards
+from data_pipeline import assemble, metabolism, shards, solved_networks
 from data_pipeline.assemble import Pair
 from data_pipeline.batch import ENVIRONMENT_VECTOR, GraphSample
 from data_pipeline.errors import InputError
 from data_pipeline.planets import Planet, sample_systems
 from data_pipeline.shards import SAMPLE_BYTES, SHARD_ROWS, SPLITS, Manifest, Shard
+from data_pipeline.solved_networks import CHUNK_PAIRS, Solved
 
 WORK = ".build"  # inside the data folder while the build runs: plan.json and the parts of phase 1
 PLAN = "plan.json"
@@ -101,19 +103,21 @@ def build(out: str | Path, planets: int, seed: int = 0, workers: int = 1) -> Man
         _run(
             pool, "1/3 climate, spectra, environment", "planet", _observe, [(out / WORK, j, seed) for j in fresh], sizes
         )
-        residents = [r for j in jobs for r in _residents(_where(out, j), j.split)]
-        networks = _solve_all(pool, {pair for r in residents for pair in r.pairs})
+        once: dict[Pair, Pair] = {}  # equal pairs are one object
+        residents = [r for j in jobs for r in _residents(_where(out, j), j.split, once)]
+        networks = _solve_all(pool, out / WORK, set(once))
         feasible = {r.sample_id: tuple(p for p in r.pairs if p in networks) for r in residents}
-        keys = assemble.network_keys(networks)
+        keys = {pair: place.key for pair, place in networks.items() if place.key}
         shown: Counter[str] = Counter()
         chosen = {
             r.sample_id: assemble.choose(r.sample_id, r.split, feasible[r.sample_id], keys, seed, shown)
             for r in residents
         }
         used = {pair for pair in chosen.values() if pair is not None}
-        vocabulary = sorted({m for pair in used for m in networks[pair].metabolites})
+        graphs = solved_networks.read({pair: networks[pair] for pair in used})
+        vocabulary = sorted({m for graph in graphs.values() for m in graph.metabolites})
         rows = {name: i for i, name in enumerate(vocabulary)}
-        graphs = {pair: metabolism.with_vocabulary(networks[pair], rows) for pair in used}
+        graphs = {pair: metabolism.with_vocabulary(graph, rows) for pair, graph in graphs.items()}
         tasks = [
             (out, j, [(feasible[i], graphs[pair] if (pair := chosen[i]) else None) for i in j.sample_ids])
             for j in missing
@@ -203,7 +207,7 @@ def _where(out: Path, job: Job) -> Path:
 
 def _require_space(out: Path, planets: int, workers: int) -> None:
     there = sum(path.stat().st_size for path in out.rglob("*.parquet"))
-    needed = (planets + (workers + 1) * SHARD_ROWS) * SAMPLE_BYTES - there
+    needed = (planets + (workers + 1) * SHARD_ROWS) * SAMPLE_BYTES - there  # solved networks are 1 % more
     free = shutil.disk_usage(next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())).free
     if free < needed:
         raise InputError(
@@ -240,28 +244,32 @@ def _finish(out: Path, job: Job, lives: list[tuple[Sequence[Pair], GraphSample |
     part.unlink()
 
 
-def _solve_all(pool: ProcessPoolExecutor, pairs: set[Pair]) -> dict[Pair, GraphSample]:
-    """Solve each pair once and return those that make ATP.
+def _solve_all(pool: ProcessPoolExecutor, folder: Path, pairs: set[Pair]) -> dict[Pair, Solved]:
+    """Solve each pair once, those that an earlier run did not, and say where the ones that make ATP are.
 
     Pairs on the same nutrients are neighbours, so that chunks cost about the same.
     """
     work = sorted(pairs, key=lambda pair: (pair[1], pair[0]))
-    found = tqdm(
-        pool.map(assemble.solve, work, chunksize=4),
-        desc="2/3 metabolism",
-        unit="network",
-        total=len(work),
-        disable=not work,
-    )
-    return {pair: graph for pair, graph in zip(work, found, strict=True) if graph is not None}
+    chunks = [work[first : first + CHUNK_PAIRS] for first in range(0, len(work), CHUNK_PAIRS)]
+    missing = [c for c in chunks if not solved_networks.whole(solved_networks.file_of(folder, c))]
+    _run(
+        pool, "2/3 metabolism", "network", solved_networks.solve, [(folder, c) for c in missing],
+        [len(c) for c in missing],
+    )  # fmt: skip
+    names: dict[str, str] = {}  # equal keys are one object: most networks are shared
+    return {
+        pair: place._replace(key=names.setdefault(place.key, place.key))
+        for chunk in chunks
+        for pair, place in solved_networks.feasible(solved_networks.file_of(folder, chunk)).items()
+    }
 
 
-def _residents(path: Path, split: str) -> Iterator[Resident]:
+def _residents(path: Path, split: str, once: dict[Pair, Pair]) -> Iterator[Resident]:
     table = shards.read_shard(path, ("sample_id", "system_id", "environment", "present"))
     for row in range(table.num_rows):
         wet = np.frombuffer(table["present"][row].as_buffer(), bool)[ENVIRONMENT_VECTOR]
         surface = np.frombuffer(table["environment"][row].as_buffer(), "<f4")
-        pairs = assemble.inhabitants(surface) if wet else []
+        pairs = [once.setdefault(pair, pair) for pair in assemble.inhabitants(surface)] if wet else []
         yield Resident(table["sample_id"][row].as_py(), table["system_id"][row].as_py(), split, tuple(pairs))
 
 
@@ -308,7 +316,7 @@ def _data_facts(
     residents: list[Resident],
     chosen: dict[str, Pair | None],
     graphs: dict[Pair, GraphSample],
-    networks: dict[Pair, GraphSample],
+    networks: Mapping[Pair, Solved],
 ) -> dict[str, Any]:
     def of_split(value: Callable[[Resident], Any]) -> list[set[Any]]:
         return [{value(r) for r in residents if r.split == split} - {None} for split in SPLITS]
@@ -320,7 +328,7 @@ def _data_facts(
     with_o2 = sorted(p for p in graphs if "o2_e" in p[1])
     some = with_o2[:: max(len(with_o2) // O2_PAIRS, 1)][:O2_PAIRS]
     without = pool.map(assemble.solve, [(o, metabolism.anoxic(supply)) for o, supply in some], chunksize=2)
-    distances = [assemble.edge_distance(networks[p], b) for p, b in zip(some, without, strict=True) if b is not None]
+    distances = [assemble.edge_distance(graphs[p], b) for p, b in zip(some, without, strict=True) if b is not None]
     return {
         "planets": len(residents),
         "systems": len({r.system_id for r in residents}),
