@@ -1,0 +1,225 @@
+"""Turn KEGG pathways (KGML), SBML models and edge tables into NPZ graphs, and back into an edge table.
+
+`python -m data_pipeline.kegg SOURCE --out DIR [--environments env_vectors.csv]`: SOURCE is a .kgml or SBML .xml file, a
+folder of them, or an edges.csv with the columns reaction, substrate, product; train on DIR with data.graphs. With a
+folder of NPZ graphs as SOURCE and a .csv as --out, the edge table is written. Nothing of KEGG is shipped: its files are
+under KEGG's own terms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.batch import GraphSample
+from data_pipeline.errors import InputError
+from data_pipeline.graph_encoding import magnetic_laplacian
+from data_pipeline.graph_files import read_folder, write_npz
+from data_pipeline.metabolism import CURRENCY
+from data_pipeline.reaction_tables import base_of
+from data_pipeline.shards import write_bytes
+from data_pipeline.variables import EDGE_TYPES, MAX_METABOLITES, NODE_FEATURES
+
+EDGE_COLUMNS = ("reaction", "substrate", "product")
+ENVIRONMENT_COLUMNS = ("pathway", "pH", "temp", "O2", "redox")  # K, mole fraction, V
+DEFAULT_ENVIRONMENT = (7.0, 298.0, 0.21, 0.0)  # of a graph that the table does not name, as the legacy files have it
+FORWARD_ONLY, REVERSIBLE = EDGE_TYPES.index("forward_only"), EDGE_TYPES.index("reversible")
+
+Edge = tuple[str, str, int]  # substrate, product, type
+
+
+def graph_of(edges: Iterable[Edge]) -> GraphSample:
+    """Return the network of named edges; nodes come in the order in which they are first seen."""
+    kinds: dict[tuple[str, str], int] = {}
+    for substrate, product, kind in edges:
+        if substrate != product:
+            kinds[substrate, product] = max(kind, kinds.get((substrate, product), 0))
+    names = list(dict.fromkeys(name for pair in kinds for name in pair))
+    rows = {name: row for row, name in enumerate(names)}
+    edge_index = np.array([[rows[s], rows[p]] for s, p in kinds], np.int64).reshape(-1, 2).T
+    adjacency = np.zeros((len(names), len(names)), bool)
+    adjacency[tuple(edge_index)] = True
+    return GraphSample(
+        metabolites=tuple(names),
+        metabolite_index=np.zeros(len(names), np.int64),
+        features=np.zeros((len(names), len(NODE_FEATURES)), np.float32),
+        positional=magnetic_laplacian(adjacency),
+        edge_index=edge_index,
+        edge_type=np.array(list(kinds.values()), np.int64),
+    )
+
+
+# --- readers ---------------------------------------------------------------------------------------------------------
+def read_edges(path: Path) -> dict[str, GraphSample]:
+    """Read an edge table: one graph for each value of `reaction`, whatever it groups.
+
+    Raises:
+        InputError: The file or a column is missing, or a line is cut short.
+    """
+    groups: dict[str, list[Edge]] = {}
+    for number, row in _rows(path, EDGE_COLUMNS):
+        if not all(row[name] for name in EDGE_COLUMNS):
+            raise InputError(f"{path}, line {number}: {row}; each of {', '.join(EDGE_COLUMNS)} must be filled in")
+        groups.setdefault(row["reaction"], []).append((row["substrate"], row["product"], FORWARD_ONLY))
+    return {name: graph_of(edges) for name, edges in groups.items()}
+
+
+def read_environments(path: Path) -> dict[str, np.ndarray]:
+    """Read pathway -> [pH, temperature (K), O2 (mole fraction), redox (V)].
+
+    Raises:
+        InputError: The file or a column is missing, or a value is no number.
+    """
+    found = {}
+    for number, row in _rows(path, ENVIRONMENT_COLUMNS):
+        try:
+            found[row["pathway"]] = np.array([float(row[name]) for name in ENVIRONMENT_COLUMNS[1:]], np.float32)
+        except (TypeError, ValueError):
+            raise InputError(f"{path}, line {number}: {row} holds something that is no number; fill it in") from None
+    return found
+
+
+def read_xml(path: Path) -> dict[str, GraphSample]:
+    """Read a KGML pathway or an SBML model; carriers and cofactors (metabolism.CURRENCY) of SBML are left out.
+
+    Raises:
+        InputError: It is neither, or cannot be read.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError) as error:
+        raise InputError(f"{path}: cannot be read as XML ({error}); give a KGML or SBML file") from error
+    kind = _local(root.tag)
+    if kind == "pathway":
+        return {root.get("name", path.stem).removeprefix("path:"): graph_of(_kgml_edges(root))}
+    if kind == "sbml":
+        model = next((e for e in root if _local(e.tag) == "model"), root)
+        return {model.get("id") or path.stem: graph_of(_sbml_edges(root))}
+    raise InputError(f"{path}: <{kind}> is neither a KGML <pathway> nor <sbml>")
+
+
+def _kgml_edges(root: ElementTree.Element) -> Iterable[Edge]:
+    for reaction in root.iter("reaction"):
+        sides = [[e.get("name", "").split()[0].removeprefix("cpd:") for e in reaction.iter(s) if e.get("name")]
+                 for s in ("substrate", "product")]  # fmt: skip
+        yield from _both_ways(*sides, reversible=reaction.get("type") == "reversible")
+
+
+def _sbml_edges(root: ElementTree.Element) -> Iterable[Edge]:
+    for reaction in (e for e in root.iter() if _local(e.tag) == "reaction"):
+        sides: dict[str, list[str]] = {"listOfReactants": [], "listOfProducts": []}
+        for side in reaction:
+            if _local(side.tag) in sides:
+                species = [re.sub(r"^M_", "", e.get("species", "")) for e in side if e.get("species")]
+                sides[_local(side.tag)] = [name for name in species if base_of(name) not in CURRENCY]
+        yield from _both_ways(*sides.values(), reversible=reaction.get("reversible", "false") == "true")
+
+
+def _both_ways(substrates: Sequence[str], products: Sequence[str], *, reversible: bool) -> Iterable[Edge]:
+    kind = REVERSIBLE if reversible else FORWARD_ONLY
+    for substrate in substrates:
+        for product in products:
+            yield substrate, product, kind
+            if reversible:
+                yield product, substrate, kind
+
+
+def _local(tag: str) -> str:
+    return tag.rpartition("}")[2]
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(f"{path}: column {missing[0]} is missing; it must have {', '.join(columns)}")
+    return list(enumerate(reader, 2))
+
+
+# --- writers ---------------------------------------------------------------------------------------------------------
+def write_graphs(
+    graphs: dict[str, GraphSample], out: Path, environments: dict[str, np.ndarray] | None = None
+) -> tuple[int, list[str]]:
+    """Write one NPZ a graph; return how many, and the names of those that have no edge or too many nodes.
+
+    Args:
+        graphs: By name.
+        out: Folder.
+        environments: By name; without a table the graphs have no environment.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    left_out = []
+    for name, graph in graphs.items():
+        if not 2 <= len(graph.metabolites) <= MAX_METABOLITES:
+            left_out.append(name)
+            continue
+        none = np.zeros(0, np.float32)
+        default = none if environments is None else np.array(DEFAULT_ENVIRONMENT, np.float32)
+        safe = re.sub(r"[^\w.-]", "_", name)
+        write_npz(out / f"{safe}.npz", graph, (environments or {}).get(name, default))
+    return len(graphs) - len(left_out), left_out
+
+
+def write_edges(folder: Path, out: Path) -> int:
+    """Write the edge table of a folder of NPZ graphs; return the number of edges."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(EDGE_COLUMNS)
+    count = 0
+    for name, graph, _ in read_folder(folder):
+        for substrate, product in graph.edge_index.T:
+            writer.writerow((name, graph.metabolites[substrate], graph.metabolites[product]))
+            count += 1
+    write_bytes(out, buffer.getvalue().encode())
+    return count
+
+
+def read_any(source: Path) -> dict[str, GraphSample]:
+    """Read an edge table, an XML file, or every XML file of a folder.
+
+    Raises:
+        InputError: There is nothing to read, or a file cannot be read.
+    """
+    if source.is_dir():
+        files = sorted(p for p in source.iterdir() if p.suffix in (".xml", ".kgml", ".sbml"))
+        if not files:
+            raise InputError(f"{source}: no .xml, .kgml or .sbml file in it")
+        return {name: graph for file in files for name, graph in read_xml(file).items()}
+    return read_edges(source) if source.suffix == ".csv" else read_xml(source)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert from the command line; bad input is one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="kegg", description=__doc__)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder of NPZ graphs, or a .csv of edges")
+    parser.add_argument("--environments", type=Path, help="table with the columns " + ", ".join(ENVIRONMENT_COLUMNS))
+    given = parser.parse_args(arguments)
+    try:
+        if given.out.suffix == ".csv":
+            print(f"{write_edges(given.source, given.out)} edges in {given.out}")
+            return 0
+        environments = read_environments(given.environments) if given.environments else None
+        written, left_out = write_graphs(read_any(given.source), given.out, environments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if left_out:
+        print(f"left out (no edge, or over {MAX_METABOLITES} metabolites): {', '.join(left_out[:10])}", file=sys.stderr)
+    print(f"{written} graphs in {given.out}; train on them with --set data.graphs={given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
