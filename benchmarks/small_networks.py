@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import statistics
 import sys
@@ -22,12 +23,14 @@ from data_pipeline.stream import open_stream
 from models.biochemistry import Chemistry
 from models.graph_layers import GraphTransformer
 from models.objectives import build_objective
-from trainers import engine as engines, optim, presets
+from trainers import engine as engines, flat, optim, presets
 from trainers.config import RunConfig
 from trainers.engine import DeepSpeedEngine, weigh
 
 SAMPLES = 64
-WARM_UP, STEPS, REPEATS = (15, 40, 3) if torch.cuda.is_available() else (1, 2, 1)
+_FLATTEN = flat.flatten
+_GRAPHED = functools.partial(_FLATTEN, graphed=True)
+WARM_UP, STEPS, REPEATS = (6, 15, 3) if torch.cuda.is_available() else (1, 2, 1)
 
 
 def options() -> argparse.ArgumentParser:
@@ -87,15 +90,19 @@ def plain(config: RunConfig, objective: nn.Module, batch: Batch) -> Callable[[],
     return step
 
 
-def zero3(config: RunConfig, objective: nn.Module, batch: Batch, flat: bool = True) -> Callable[[], float]:
-    """Return a step of our engine, with everything that training does in it."""
-    flatten = engines.flat.flatten
-    if not flat:
-        engines.flat.flatten = _leave
+def zero3(
+    config: RunConfig, objective: nn.Module, batch: Batch, flatten: Callable[..., list[Any]] = flat.flatten
+) -> Callable[[], float]:
+    """Return a step of our engine, with everything that training does in it.
+
+    Args:
+        flatten: What the engine does to the parameters of its leaf modules.
+    """
+    engines.flat.flatten = flatten
     try:
         engine = DeepSpeedEngine(objective, config)
     finally:
-        engines.flat.flatten = flatten
+        engines.flat.flatten = _FLATTEN
     on_device = batch.to(engine.device)
     return lambda: engine.train_step(on_device).loss
 
@@ -111,6 +118,15 @@ def _leave(module: nn.Module, name: str) -> list[Any]:
 
     module.register_forward_pre_hook(want_gradient)
     return []
+
+
+def graphed(objective: nn.Module) -> nn.Module:
+    """Replay the networks of an objective as CUDA graphs."""
+    names = {id(module): name for name, module in objective.named_modules()}
+    objective.cuda()
+    for module in objective.leaf_modules():  # type: ignore[operator]
+        _GRAPHED(module, names[id(module)])
+    return objective
 
 
 def geometric(objective: nn.Module, batch: Batch) -> nn.Module:
@@ -145,8 +161,8 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def compare(part: str, samples: int = SAMPLES) -> dict[str, Any]:
-    """Time every form of a part's step on the same batch and weights."""
+def compare(part: str, samples: int = SAMPLES, graphs: bool = False) -> dict[str, Any]:
+    """Time forms of a part's step on the same batch and weights: kernels one by one, or replayed as CUDA graphs."""
     batch, chemistry = load(samples)
     config = settings(part, samples)
 
@@ -157,18 +173,28 @@ def compare(part: str, samples: int = SAMPLES) -> dict[str, Any]:
 
     forms: dict[str, Callable[[], Callable[[], Any]]] = {
         "plain": lambda: plain(config, objective(), batch),
-        "zero3_unflattened": lambda: zero3(config, objective(), batch, flat=False),
-        "zero3": lambda: zero3(config, objective(), batch),
     }
-    if part == "graph_vae":
+    if graphs:
+        forms["plain_graphed"] = lambda: plain(config, graphed(objective()), batch)
+        forms["zero3_graphed"] = lambda: zero3(config, objective(), batch, _GRAPHED)
+    else:
+        forms["zero3_unflattened"] = lambda: zero3(config, objective(), batch, _leave)
+        forms["zero3"] = lambda: zero3(config, objective(), batch)
+    if part == "graph_vae" and not graphs:
         forms["geometric"] = lambda: plain(config, geometric(objective(), batch), batch)
-    found = {name: time_steps(make()) for name, make in forms.items()}
+    found = {}
+    for name, make in forms.items():
+        found[name] = time_steps(make())
+        print(f"{part} {name}: {found[name]}", file=sys.stderr, flush=True)
     result: dict[str, Any] = {f"{name}_{k}": v for name, values in found.items() for k, v in values.items()}
     result |= {f"{name}_over_plain": values["ms"] / found["plain"]["ms"] for name, values in found.items()}
     return result | {"samples": samples, "nodes": batch.graph.mask.shape[1], "steps": WARM_UP + STEPS * REPEATS}
 
 
-ROWS = (Row("graph_vae_step", lambda: compare("graph_vae")), Row("cnn_step", lambda: compare("cnn")))
+ROWS = [Row("graph_vae_step", lambda: compare("graph_vae")), Row("cnn_step", lambda: compare("cnn"))]
+if torch.cuda.is_available():
+    ROWS.append(Row("graph_vae_step_graphs", lambda: compare("graph_vae", graphs=True)))
+    ROWS.append(Row("cnn_step_graphs", lambda: compare("cnn", graphs=True)))
 
 if __name__ == "__main__":
     sys.exit(main("benchmarks.small_networks", ROWS, options()))

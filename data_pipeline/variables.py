@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -30,23 +31,26 @@ class Variable:
 
 def standardise(values: Tensor, variables: tuple[Variable, ...]) -> Tensor:
     """Map physical values (last axis: `variables`) to about [-1, 1], as networks see them."""
-    offset, spread, floor, is_log = _standardisation(variables, values)
+    offset, spread, floor, is_log = _standardisation(variables, values.dtype, values.device)
     logged = torch.log10(torch.clamp(values, min=floor.clamp(min=1e-30)))
     return (torch.where(is_log, logged, values) - offset) / spread
 
 
 def restore(standardised: Tensor, variables: tuple[Variable, ...]) -> Tensor:
     """Invert `standardise`; a value at the floor of a log10 variable comes back as the floor."""
-    offset, spread, _, is_log = _standardisation(variables, standardised)
+    offset, spread, _, is_log = _standardisation(variables, standardised.dtype, standardised.device)
     values = standardised * spread + offset
     return torch.where(is_log, torch.pow(10.0, values), values)
 
 
-def _standardisation(variables: tuple[Variable, ...], like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@lru_cache(maxsize=32)  # making them anew would wait for the GPU in every step
+def _standardisation(
+    variables: tuple[Variable, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ends = [(math.log10(v.floor), math.log10(v.high)) if v.scale == "log10" else (v.low, v.high) for v in variables]
-    low, high = like.new_tensor([e[0] for e in ends]), like.new_tensor([e[1] for e in ends])
-    floor = like.new_tensor([v.floor for v in variables])
-    is_log = torch.tensor([v.scale == "log10" for v in variables], device=like.device)
+    low, high = (torch.tensor([e[i] for e in ends], dtype=dtype, device=device) for i in (0, 1))
+    floor = torch.tensor([v.floor for v in variables], dtype=dtype, device=device)
+    is_log = torch.tensor([v.scale == "log10" for v in variables], device=device)
     return (low + high) / 2, (high - low) / 2, floor, is_log
 
 
