@@ -46,6 +46,15 @@ def test_a_part_without_a_language_model_has_no_weights_that_tokens_pass() -> No
     assert tracing.language_parameters(nn.Linear(2, 2)) == (0, 0)
 
 
+def test_a_token_table_counts_only_where_it_is_the_head_too() -> None:
+    objective = nn.Module()
+    objective.language = nn.ModuleDict({"embedding": nn.Embedding(10, 4), "head": nn.Linear(4, 10, bias=False)})
+    objective.language["head"].requires_grad_(False)
+    assert tracing.language_parameters(objective) == (40, 0)
+    objective.language["head"].weight = objective.language["embedding"].weight
+    assert tracing.language_parameters(objective) == (0, 40)
+
+
 def test_the_trace_lies_where_tensorboard_looks_and_the_shares_are_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ from trainers.engine import StepReport
 
 SKIPPED, WARM_UP, RECORDED = 5, 2, 3  # steps: caches fill, the profiler starts, what is kept
 WAIT_FOR_DATA = "exobiome/wait_for_data"
+_TOKEN_TABLES = ("embedding.weight", "embed_tokens.weight", "wte.weight")
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 # Dense bf16 products, FLOP/s, from NVIDIA's data sheets; found by a part of the device's name.
 PEAK_FLOP_S = {"H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
@@ -116,16 +117,19 @@ def _covered(spans: list[tuple[float, float]], begin: float, end: float) -> floa
 
 
 def language_parameters(objective: nn.Module) -> tuple[int, int]:
-    """Return how many frozen and trained parameters each token passes: the language model without its token table."""
+    """Return how many frozen and trained parameters each token passes: the language model without its token table.
+
+    A table that is the head at the same time does multiply, and counts.
+    """
     language = getattr(objective, "language", None)
     if language is None:
         return 0, 0
-    table = {id(p) for p in language.causal.get_input_embeddings().parameters()}
-    if getattr(language.causal.config, "tie_word_embeddings", False):
-        table = set()  # the same numbers are the head, which does multiply
+    names: dict[int, list[str]] = {}
+    for name, parameter in language.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
     counts = [0, 0]
     for parameter in language.parameters():
-        if id(parameter) not in table:
+        if not all(name.endswith(_TOKEN_TABLES) for name in names[id(parameter)]):
             counts[parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
     return counts[0], counts[1]
 
