@@ -98,7 +98,8 @@ class LanguageConfig:
     latent_dim: int = 64
     latent_depth: float = 0.8  # the description is read from the hidden states after this share of the layers
     dtype: str = "float32"  # of the frozen base; adapters stay float32 unless the engine casts everything
-    text_share: float = 1.0  # share of the training samples whose text is read in a step (the model costs most of it)
+    text_share: float = 1.0  # share of the training samples whose answer is learned from (most of what a step costs)
+    read_share: float = 0.0  # share of the others whose description is read, which teaches the reader and the fusion
     decoder: str = "auto"  # "fused": few large modules (Llama-shaped only); "peft": transformers + peft; "auto": either
     recompute: str = "auto"  # of the fused decoder on a GPU: "none", "mlp", "layer", or what the free memory asks for
     offload_activations: bool = False  # the fused decoder keeps them in the host's memory
@@ -110,6 +111,7 @@ class LanguageConfig:
         require(self.dtype in ("float32", "bfloat16"), "model.language.dtype", self.dtype, "choose float32 or bfloat16")
         require(0 < self.latent_depth <= 1, "model.language.latent_depth", self.latent_depth, "must lie in (0, 1]")
         require(0 < self.text_share <= 1, "model.language.text_share", self.text_share, "must lie in (0, 1]")
+        require(0 <= self.read_share <= 1, "model.language.read_share", self.read_share, "must lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,7 +163,8 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return x W^T + scale (x A^T) B^T + residual, and scale x A^T of the adapted projections side by side.
 
-        The adapters write first and the large product adds to that: one pass over the output less.
+        The adapters write first and the large product adds to that: one pass over the output less. The residual comes
+        last: in bfloat16 a small step of an adapter, added to the large residual alone, would be rounded away.
         """
         if not slots:
             low = x.new_empty(len(x), 0)
@@ -173,8 +174,7 @@ class DecoderLayer(nn.Module):
         parts = low.split(len(small), dim=1)
         if residual is not None:
             (slot,) = slots
-            out = torch.addmm(residual, low, small[:, slot.b])
-            return out.addmm_(x, weight.t()), low
+            return (low @ small[:, slot.b]).addmm_(x, weight.t()).add_(residual), low
         whole = sum(s.rows.stop - s.rows.start for s in slots) == len(weight)
         out = x.new_empty(len(x), len(weight)) if whole else x @ weight.t()
         for slot, part in zip(slots, parts, strict=True):
@@ -441,8 +441,9 @@ class FusedDecoder(nn.Module):
         packing: Packing,
         cache: list[list[Tensor]] | None = None,
         taps: dict[int, Tensor] | None = None,
+        layers: int | None = None,
     ) -> Float[Tensor, "N h"]:
-        """Return the last hidden states, normalised.
+        """Return the last hidden states, normalised; with `layers` those after so many of them, as they are.
 
         Args:
             embedded: The tokens of all sequences, one after another, without padding.
@@ -450,6 +451,7 @@ class FusedDecoder(nn.Module):
             packing: Where the sequences begin.
             cache: Keys and values of the places before, filled by this call; for one sequence without gradients.
             taps: Filled by this call: for each key the hidden states after so many layers.
+            layers: How many to run; all by default.
         """
         if torch.is_grad_enabled() and not embedded.requires_grad:
             # ZeRO-3 frees a layer once the gradient of its input is there.
@@ -460,13 +462,15 @@ class FusedDecoder(nn.Module):
         if cache is not None and not cache:
             cache.extend([] for _ in self.layers)
         hidden = embedded
-        for i, (layer, keep) in enumerate(zip(self.layers, keeps, strict=True)):
+        for i, (layer, keep) in enumerate(zip(self.layers[:layers], keeps[:layers], strict=True)):
             with _saved_on_host(self.offload and hidden.is_cuda):
                 hidden = layer(
                     hidden, rotary=rotary, packing=packing, cache=None if cache is None else cache[i], keep=keep
                 )
             if taps is not None and i + 1 in taps:
                 taps[i + 1] = hidden
+        if layers is not None:
+            return hidden
         out: Tensor = self.norm(hidden)
         return out
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 import transformers
 from jaxtyping import Bool, Float, Int
 from peft import LoraConfig, inject_adapter_in_model
@@ -43,6 +44,20 @@ class LanguageOutput(NamedTuple):
     answer_tokens: Float[Tensor, " B"]
 
 
+class _Rows(NamedTuple):
+    """Which samples of a batch are read; a dummy is not real, and counts for nothing."""
+
+    rows: Int[Tensor, " R"]
+    real: Bool[Tensor, " R"]
+
+
+class _Description(NamedTuple):
+    """Hidden states of the tokens of descriptions."""
+
+    states: Float[Tensor, "R L h"]
+    real: Bool[Tensor, "R L"]
+
+
 class Decoder(Protocol):
     """A causal model with adapters over packed sequences: models/fused_decoder.py or models/peft_decoder.py."""
 
@@ -63,8 +78,9 @@ class Decoder(Protocol):
         packing: Packing,
         cache: list[Any] | None = None,
         taps: dict[int, Tensor] | None = None,
+        layers: int | None = None,
     ) -> Tensor:
-        """Return the last hidden states, and in `taps` those after so many layers."""
+        """Return the last hidden states or those after `layers`, and in `taps` those after so many layers."""
         ...
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -86,6 +102,8 @@ class LanguageModel(nn.Module):
     The model reads [description, prefix, question, answer] in one causal pass. The prefix comes after the description,
     so the text latent (read from the states of the description) is of the text alone, while the answer sees both.
     What cannot be read (padding, hidden prefix tokens) is left out before the first layer: nothing is computed for it.
+    A text without an answer is read no further than its latent needs, and without a gradient to the adapters, which
+    learn from answers: a seventh of the work of a text with one.
     """
 
     def __init__(self, config: LanguageConfig, causal: FusedDecoder | PeftDecoder, prefix_width: int) -> None:
@@ -101,19 +119,53 @@ class LanguageModel(nn.Module):
     def forward(
         self, text: TextBatch, prefix: Float[Tensor, "B T d"], prefix_mask: Bool[Tensor, "B T"]
     ) -> LanguageOutput:
-        """Run the model over the samples that have text, or over one dummy row: every rank must run every module.
+        """Run the model over the samples that have text, or over dummy rows: every rank must run every module.
 
         Args:
             text: [description, question, answer], right padded.
             prefix: Tokens of the other modalities.
             prefix_mask: Which of them may be read.
         """
-        rows = text.attention_mask.any(1).nonzero().flatten()
-        rows = rows if len(rows) else rows.new_zeros(1)
-        token_ids, read, label_ids = text.token_ids[rows], text.attention_mask[rows], text.label_ids[rows]
-        description = text.description_mask[rows].sum(1)
+        has_answer = (text.label_ids != -100).any(1)
+        told, foretold = _or_dummy(text.attention_mask.any(1) & ~has_answer), _or_dummy(has_answer)
+        described = self._describe(text, told)
+        read, nats, tokens = self._foretell(text, foretold, prefix, prefix_mask)
+        # The reader runs once: ZeRO-3 reduces the gradients of a leaf module each time that it has gone backward.
+        longest = max(described.states.shape[1], read.states.shape[1])
+        latent = self.reader(
+            torch.cat([F.pad(r.states, (0, 0, 0, longest - r.states.shape[1])) for r in (described, read)]),
+            torch.cat([F.pad(r.real, (0, longest - r.real.shape[1])) for r in (described, read)]),
+        )
+        rows, real = torch.cat([told.rows, foretold.rows]), torch.cat([told.real, foretold.real])
+        size = len(text.token_ids)
+        return LanguageOutput(
+            latent.new_zeros(size, latent.shape[1]).index_add(0, rows, latent * real[:, None].to(latent.dtype)),
+            nats.new_zeros(size).index_add(0, foretold.rows, nats),
+            tokens.new_zeros(size).index_add(0, foretold.rows, tokens),
+        )
+
+    @torch.no_grad()
+    def _describe(self, text: TextBatch, chosen: _Rows) -> _Description:
+        """Read descriptions alone, no further than the latent needs."""
+        length = (text.description_mask[chosen.rows].sum(1) * chosen.real).clamp(min=1)
+        real = torch.arange(int(length.max()), device=length.device) < length[:, None]
+        embedded = self.causal.embed(text.token_ids[chosen.rows, : real.shape[1]][real])
+        packing = Packing.of(tuple(length.tolist()), length.device)
+        states = self.causal(embedded, real.long().cumsum(1)[real] - 1, packing, layers=self.read_after)
+        padded = states.new_zeros(*real.shape, states.shape[-1])
+        padded[real] = states
+        return _Description(padded, real)
+
+    def _foretell(
+        self, text: TextBatch, chosen: _Rows, prefix: Float[Tensor, "B T d"], prefix_mask: Bool[Tensor, "B T"]
+    ) -> tuple[_Description, Float[Tensor, " R"], Float[Tensor, " R"]]:
+        """Read whole texts; return the states of the descriptions, what the answers cost and their tokens."""
+        rows, given = chosen.rows, chosen.real[:, None]
+        token_ids, read = text.token_ids[rows], text.attention_mask[rows] & given
+        label_ids = torch.where(given, text.label_ids[rows], -100)
+        description = text.description_mask[rows].sum(1) * chosen.real
         words, tokens = self.causal.embed(token_ids), self._prefix_embeddings(prefix[rows])
-        readable = splice(read, prefix_mask[rows], description)
+        readable = splice(read, prefix_mask[rows] & given, description)
         readable = readable | (torch.arange(readable.shape[1], device=rows.device) == 0)  # no sequence may be empty
         places = readable.long().cumsum(1) - 1
         packing = Packing.of(tuple(readable.sum(1).tolist()), rows.device)
@@ -124,18 +176,9 @@ class LanguageModel(nn.Module):
         hidden = self.causal(embedded, places[readable], packing, taps=taps)
 
         longest = max(int(description.max()), 1)
-        told = torch.arange(longest, device=rows.device) < description[:, None]
-        states = taps[self.read_after].index_select(0, at[:, :longest].flatten()).unflatten(0, told.shape)
-        latent = self.reader(states, told)
-        nats, tokens_read = self._answer(hidden, at, label_ids, description, prefix.shape[1])
-
-        is_text = text.attention_mask.any(1)[rows]
-        size = len(text.token_ids)
-        return LanguageOutput(
-            latent.new_zeros(size, latent.shape[1]).index_add(0, rows, latent * is_text[:, None].to(latent.dtype)),
-            nats.new_zeros(size).index_add(0, rows, nats),
-            tokens_read.new_zeros(size).index_add(0, rows, tokens_read),
-        )
+        real = torch.arange(longest, device=rows.device) < description[:, None]
+        states = taps[self.read_after].index_select(0, at[:, :longest].flatten()).unflatten(0, real.shape)
+        return _Description(states, real), *self._answer(hidden, at, label_ids, description, prefix.shape[1])
 
     def _prefix_embeddings(self, prefix: Float[Tensor, "R T d"]) -> Float[Tensor, "R T h"]:
         return _EMBEDDING_SCALE * self.prefix_norm(self.prefix(prefix.to(self.prefix.weight.dtype)))
@@ -230,6 +273,12 @@ def _from_injected_adapters(module: LanguageModel, state: dict[str, Any], prefix
         state.update({begin + n: t for n, t in adapters.from_peft(module.causal, tensors).items()})
         for name in injected:
             del state[name]
+
+
+def _or_dummy(chosen: Bool[Tensor, " B"]) -> _Rows:
+    """Return the chosen rows, or row 0 that is not real when there is none."""
+    rows = chosen.nonzero().flatten()
+    return _Rows(rows, chosen[rows]) if len(rows) else _Rows(rows.new_zeros(1), torch.zeros_like(chosen[:1]))
 
 
 def splice(

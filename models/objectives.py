@@ -56,7 +56,7 @@ class StepCounter(nn.Module):
 
     def seeds(self, sample_ids: tuple[str, ...]) -> Int[Tensor, " B"]:
         """Return a seed for each sample: of this step in training (which counts it), always the same in evaluation."""
-        seeds = torch.tensor([zlib.crc32(i.encode()) for i in sample_ids], device=self.step.device) * 1_000_003
+        seeds = _hashed(sample_ids, self.step.device) * 1_000_003
         if self.training:
             seeds = seeds + self.step
             self.step += 1
@@ -133,7 +133,7 @@ class UnifiedObjective(nn.Module):
 
     def __init__(self, model: ModelConfig, chemistry: Chemistry) -> None:
         super().__init__()
-        self.text_share = model.language.text_share
+        self.text_share, self.read_share = model.language.text_share, model.language.read_share
         self.counter = StepCounter()
         self.graph_vae = GraphVAE(model.graph, chemistry)
         self.climate = ClimateCNN(model.climate)
@@ -163,7 +163,9 @@ class UnifiedObjective(nn.Module):
         present, visible, text = batch.present, batch.visible, batch.text
         if self.training and self.text_share < 1:
             read = noise.uniform(seeds, _TEXT_STREAM, torch.zeros_like(seeds[:1])[:, None]).flatten()
-            present, visible, text = thin_text(present, visible, text, read < self.text_share)
+            whole = read < self.text_share
+            told = whole | (read < self.text_share + (1 - self.text_share) * self.read_share)
+            present, visible, text = thin_text(present, visible, text, whole, told)
         ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
         planet, environment = standardise(batch.planet, PLANET), standardise(batch.environment, ENVIRONMENT)
 
@@ -182,7 +184,7 @@ class UnifiedObjective(nn.Module):
         beside_text = self.tokeniser(*(latents[m] for m in _BESIDE_TEXT))
         language = self._language(beside_text, visible, text)
         latents["text"] = language.latent
-        fused = self._fuse(beside_text, language.latent, visible)
+        fused, by_text = self._fuse(beside_text, language.latent, visible, only_text(present))
         agreed = self.consistency(latents, fused.latent)
 
         keys = content_keys(batch)
@@ -193,9 +195,13 @@ class UnifiedObjective(nn.Module):
             targets | {"environment": environment},
             {m: present[:, MODALITIES.index(m)] for m in agreed.foretold},
         )
-        bce = F.binary_cross_entropy_with_logits(fused.habitability_logit, batch.habitable.float(), reduction="none")
+        bce, bce_by_text = (
+            F.binary_cross_entropy_with_logits(f.habitability_logit, batch.habitable.float(), reduction="none")
+            for f in (fused, by_text)
+        )
         terms = {
             "habitability/bce": masked(bce, present.any(1)),
+            "habitability/text_bce": masked(bce_by_text, present[:, TEXT]),
             **graph_terms(graph, batch.graph, batch.environment, present[:, GRAPH]),
             **_cnn_terms(batch, ppm, climate, spectrum),
             **_text_terms(language),
@@ -219,16 +225,19 @@ class UnifiedObjective(nn.Module):
 
     def judge(self, latents: Mapping[str, Tensor], visible: Bool[Tensor, "B Q"]) -> FusionOutput:
         """Fuse latents that `forward` gave out; what is not visible has no influence."""
-        return self._fuse(self.tokeniser(*(latents[m] for m in _BESIDE_TEXT)), latents["text"], visible)
+        return self._fuse(self.tokeniser(*(latents[m] for m in _BESIDE_TEXT)), latents["text"], visible)[0]
 
     def _fuse(
-        self, beside_text: ModalityTokens, text_latent: Float[Tensor, "B D"], visible: Bool[Tensor, "B Q"]
-    ) -> FusionOutput:
+        self, beside_text: ModalityTokens, text_latent: Float[Tensor, "B D"], *views: Bool[Tensor, "B Q"]
+    ) -> list[FusionOutput]:
+        """Fuse what each view shows, in one run: ZeRO-3 takes a leaf module that runs twice for two."""
         of_text = self.text_tokeniser(text_latent)
         tokens, log_var = (
             torch.cat([a[:, :TEXT], b, a[:, TEXT:]], dim=1) for a, b in zip(beside_text, of_text, strict=True)
         )
-        return self.fusion(tokens, log_var, visible)
+        repeat = len(views)
+        fused = self.fusion(tokens.repeat(repeat, 1, 1, 1), log_var.repeat(repeat, 1), torch.cat(views))
+        return [FusionOutput(*part) for part in zip(*(x.chunk(repeat) for x in fused), strict=True)]
 
     @torch.no_grad()
     def explain(self, batch: Batch, end_token_id: int, max_tokens: int = 64) -> list[list[int]]:
@@ -263,28 +272,45 @@ def observed_again(batch: Batch, seeds: Int[Tensor, " B"]) -> Float[Tensor, "B O
     return spectrum.clean_ppm + spectrum.error_ppm * noise.normal(seeds, _NOISE_STREAM, place).to(spectrum.ppm.dtype)
 
 
+def only_text(present: Bool[Tensor, "B Q"]) -> Bool[Tensor, "B Q"]:
+    """Return the view in which nothing but the text is visible, where there is one."""
+    return present & (torch.arange(len(MODALITIES), device=present.device) == TEXT)
+
+
 def thin_text(
-    present: Bool[Tensor, "B Q"], visible: Bool[Tensor, "B Q"], text: TextBatch, keep: Bool[Tensor, " B"]
+    present: Bool[Tensor, "B Q"],
+    visible: Bool[Tensor, "B Q"],
+    text: TextBatch,
+    whole: Bool[Tensor, " B"],
+    told: Bool[Tensor, " B"],
 ) -> tuple[Bool[Tensor, "B Q"], Bool[Tensor, "B Q"], TextBatch]:
-    """Mark the text of the other samples absent: reading all of it would cost more than all other networks together."""
+    """Keep the answers of `whole`, the descriptions of `told`, and mark the text of the other samples absent.
+
+    Reading all of it would cost more than all other networks together.
+    """
     keep_q = torch.ones_like(present)
-    keep_q[:, TEXT] = keep
-    rows = keep[:, None]
+    keep_q[:, TEXT] = told
     thinned = TextBatch(
         token_ids=text.token_ids,
-        attention_mask=text.attention_mask & rows,
-        description_mask=text.description_mask & rows,
-        label_ids=torch.where(rows, text.label_ids, -100),
+        attention_mask=torch.where(whole[:, None], text.attention_mask, text.description_mask & told[:, None]),
+        description_mask=text.description_mask & told[:, None],
+        label_ids=torch.where(whole[:, None], text.label_ids, -100),
     )
     return present & keep_q, visible & keep_q, thinned
 
 
 def content_keys(batch: Batch) -> Int[Tensor, "B Q"]:
     """Return a number for what each modality shows: the planet, except for networks, which several planets share."""
-    planet = torch.tensor([zlib.crc32(i.encode()) for i in batch.sample_ids], device=batch.planet.device)
+    planet = _hashed(batch.sample_ids, batch.planet.device)
     keys = planet[:, None].repeat(1, len(MODALITIES))
     keys[:, GRAPH] = network_key(batch.graph)
     return keys
+
+
+def _hashed(sample_ids: tuple[str, ...], device: torch.device) -> Int[Tensor, " B"]:
+    """Return a number for each sample; on a GPU without waiting for it."""
+    numbers = torch.tensor([zlib.crc32(i.encode()) for i in sample_ids])
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 
 def _cnn_terms(batch: Batch, ppm: Tensor, climate: ClimateOutput, spectrum: SpectrumOutput) -> dict[str, Term]:

@@ -38,6 +38,7 @@ class PeftDecoder(nn.Module):
         packing: Packing,
         cache: list[Any] | None = None,
         taps: dict[int, Tensor] | None = None,
+        layers: int | None = None,
     ) -> Float[Tensor, "N h"]:
         """Return the last hidden states; see FusedDecoder.forward. The cache holds the one of transformers."""
         lengths = packing.lengths
@@ -54,8 +55,10 @@ class PeftDecoder(nn.Module):
                 attention_mask=place < length[:, None],
                 position_ids=place.expand(len(rows), -1),
                 use_cache=False,
-                output_hidden_states=bool(taps),
+                output_hidden_states=bool(taps) or layers is not None,
             )
+        if layers is not None:
+            return _packed(step.hidden_states[layers], lengths)
         for layers in taps or {}:
             taps[layers] = _packed(step.hidden_states[layers], lengths)
         return _packed(step.last_hidden_state, lengths)

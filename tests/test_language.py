@@ -155,6 +155,28 @@ def test_a_sample_with_text_does_not_notice_one_without(model: LanguageModel, to
     assert alone.answer_nats[0].item() == pytest.approx(both.answer_nats[0].item(), rel=1e-4)
 
 
+def test_a_description_alone_has_the_latent_that_it_has_before_an_answer(
+    model: LanguageModel, tokenizer: object
+) -> None:
+    whole = texts(tokenizer)
+    told = replace(whole, attention_mask=whole.description_mask, label_ids=torch.full_like(whole.label_ids, -100))
+    mixed = replace(
+        whole,
+        attention_mask=torch.stack([whole.description_mask[0], whole.attention_mask[1]]),
+        label_ids=torch.stack([told.label_ids[0], whole.label_ids[1]]),
+    )
+    first, second, third = (model(t, PREFIX, ~HIDDEN) for t in (whole, told, mixed))
+    assert torch.allclose(first.latent, second.latent, atol=1e-4) and second.answer_nats.abs().sum() == 0
+    assert torch.allclose(first.latent, third.latent, atol=1e-4)
+    assert third.answer_nats[0] == 0 and third.answer_nats[1].item() == pytest.approx(
+        first.answer_nats[1].item(), rel=1e-4
+    )
+    model.zero_grad()
+    second.latent.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for n, p in model.named_parameters() if n.endswith("adapter"))
+    assert model.reader.queries.grad is not None and model.reader.queries.grad.any()
+
+
 def test_only_adapters_and_projectors_are_trained(model: LanguageModel) -> None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all(name.endswith("adapter") for name in trained if name.startswith("causal."))

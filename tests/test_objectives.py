@@ -238,11 +238,31 @@ def test_spectra_observed_again_scatter_by_their_error_around_the_truth() -> Non
 def test_thinning_makes_the_text_of_the_others_absent() -> None:
     given = batch()
     keep = torch.tensor([False, True, True, True])
-    present, visible, text = thin_text(given.present, given.visible, given.text, keep)
+    present, visible, text = thin_text(given.present, given.visible, given.text, keep, keep)
     assert present[:, TEXT].tolist() == [False, False, True, True]
     assert visible[:, TEXT].tolist() == [False, False, True, False]
     assert not text.attention_mask[0].any() and (text.label_ids[0] == -100).all()
     assert torch.equal(present[:, GRAPH], given.present[:, GRAPH])
+
+
+def test_a_text_that_is_only_told_keeps_its_description_alone() -> None:
+    given = batch()
+    whole, told = torch.tensor([True, False, False, True]), torch.ones(4, dtype=torch.bool)
+    present, _, text = thin_text(given.present, given.visible, given.text, whole, told)
+    assert torch.equal(present, given.present)
+    assert torch.equal(text.attention_mask[2], given.text.description_mask[2]) and (text.label_ids[2] == -100).all()
+    assert torch.equal(text.attention_mask[3], given.text.attention_mask[3])
+    assert torch.equal(text.label_ids[3], given.text.label_ids[3])
+
+
+def test_what_is_judged_from_the_text_alone_follows_the_text_and_nothing_else(unified: nn.Module) -> None:
+    given = batch()
+    own = unified(given).terms["habitability/text_bce"]
+    assert own.items.item() == given.present[:, TEXT].sum()
+    beside = replace(given, climate=given.climate + 1.0, planet=given.planet * 1.01)
+    assert unified(beside).terms["habitability/text_bce"].total.item() == pytest.approx(own.total.item(), rel=1e-5)
+    words = replace(given, text=replace(given.text, token_ids=given.text.token_ids + 5))
+    assert unified(words).terms["habitability/text_bce"].total.item() != pytest.approx(own.total.item(), rel=1e-5)
 
 
 def test_the_share_of_text_is_drawn_per_sample_whatever_batch_it_is_in() -> None:

@@ -21,6 +21,7 @@ PARTS = ("graph_vae", "cnn", "llm", "unified")
 LOSS_WEIGHTS: Mapping[str, float] = types.MappingProxyType(
     {
         "habitability/bce": 1.0,
+        "habitability/text_bce": 0.25,  # judged from the text alone, which the fusion could do without
         "graph/edges": 0.1,
         "graph/nodes": 0.1,
         "graph/edge_types": 0.1,

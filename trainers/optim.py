@@ -16,6 +16,8 @@ PARTS = ("graph", "climate", "spectrum", "language")
 
 def part_of(parameter_name: str) -> str:
     """Return the part (graph, climate, spectrum, language or fusion) that a parameter's learning rate follows."""
+    if parameter_name.startswith("language.reader"):  # starts from nothing, unlike the language model
+        return "fusion"
     return next((part for part in PARTS if parameter_name.startswith(part)), "fusion")
 
 

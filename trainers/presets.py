@@ -24,10 +24,12 @@ def quickstart(part: str) -> RunConfig:
         graph=GraphVAEConfig(width=96, temperature=0.5),
         climate=ClimateConfig(width=24, latent_dim=96),
         spectrum=SpectrumConfig(width=48, latent_dim=48),
-        language=LanguageConfig(dtype="bfloat16", lora=LoRAConfig(rank=8), text_share=1.0 if part == "llm" else 1 / 32),
+        language=LanguageConfig(
+            dtype="bfloat16", lora=LoRAConfig(rank=8), text_share=1.0 if part == "llm" else 1 / 32, read_share=1 / 8
+        ),
         fusion=FusionConfig(width=96, layers=2, dropout=0.0),
     )
-    steps = {"graph_vae": 1000, "cnn": 250, "llm": 100, "unified": 300}[part]
+    steps = {"graph_vae": 1000, "cnn": 250, "llm": 100, "unified": 250}[part]
     per_rank = {"graph_vae": 16, "cnn": 16, "llm": 8, "unified": 32}[part]
     return RunConfig(
         model=model,
