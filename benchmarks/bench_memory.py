@@ -22,7 +22,7 @@ def llm_rows(tiny: bool) -> list[Row]:
         row("llm-13b/ours-recompute-layer", ours, least, recompute="layer"),
         row("llm-13b/ours-recompute-layer-offload", ours, least, recompute="layer", offload=True),
         row("llm-13b/ours-recompute-layer-4-rows", ours, least._replace(rows=4, micro_batches=2), recompute="layer"),
-        row("llm-34b/ours-recompute-layer", ours, least._replace(shape="34b"), recompute="layer"),
+        row("llm-34b/ours-recompute-layer", ours, least._replace(shape="34b", micro_batches=2), recompute="layer"),
     ]
 
 

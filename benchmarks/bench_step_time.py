@@ -7,6 +7,8 @@ import sys
 from functools import partial
 from typing import Any
 
+import torch
+
 from benchmarks.llm import Load, ours, shrink
 from benchmarks.rows import Row, main
 
@@ -22,6 +24,7 @@ def llm_rows(tiny: bool, curve: int) -> list[Row]:
     long = _16K._replace(steps=max(curve - _16K.warmup, 3))
     stock = {"liger": False, "checkpointing": True, "small_adapters": False}
     fast = {"liger": True, "checkpointing": False, "small_adapters": True}
+    wide = _16K._replace(shape="13b-wide", micro_batches=1, warmup=2, steps=min(curve, 10))
     return [
         row("llm-13b/ours-zero3", ours, long),
         row("llm-13b/b-plain-torch-liger", _plain, long, **fast),
@@ -29,6 +32,10 @@ def llm_rows(tiny: bool, curve: int) -> list[Row]:
         row("llm-13b/ours-plain-torch", ours, _16K, engine="local"),
         row("llm-13b/c-zero3-liger-micro-batch-2", _zero3, _16K._replace(rows=2, micro_batches=4, steps=3), **fast),
         row("llm-8b/ours-zero3", ours, Load("8b", rows=2, micro_batches=1, length=4096, steps=10)),
+        row("llm-6-layers/float32", ours, wide, engine="local", dtype=torch.float32),
+        row("llm-6-layers/ours-zero3", ours, wide),
+        row("llm-6-layers/b-plain-torch-liger", _plain, wide, **fast),
+        row("llm-6-layers/peft-float32-adapters", _plain, wide, **stock),
         row("llm-8b/plain-torch-liger", _plain, Load("8b", rows=2, micro_batches=1, length=4096, steps=10), **fast),
     ]
 

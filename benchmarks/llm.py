@@ -36,6 +36,9 @@ SHAPES = {
     "34b": DecoderShape(
         width=8192, inner=22016, layers=48, heads=64, kv_heads=8, head_width=128, vocabulary=32000, norm_eps=1e-5
     ),
+    "13b-wide": DecoderShape(  # six of its layers: fits in float32
+        width=5120, inner=13824, layers=6, heads=40, kv_heads=40, head_width=128, vocabulary=32000, norm_eps=1e-5
+    ),
     "tiny": DecoderShape(
         width=256, inner=704, layers=3, heads=4, kv_heads=2, head_width=64, vocabulary=512, norm_eps=1e-5
     ),
@@ -81,7 +84,10 @@ def fill(name: str, target: Tensor) -> None:
         target.zero_()
     else:
         generator = torch.Generator(target.device).manual_seed(zlib.crc32(name.encode()))
-        if "lora_A" in name:
+        if target.dtype == torch.float32 and "lora_A" not in name:  # the base has numbers of bfloat16 in any type
+            rounded = torch.empty_like(target, dtype=torch.bfloat16)
+            target.copy_(rounded.normal_(0.0, 0.02, generator=generator))
+        elif "lora_A" in name:
             bound = target.shape[1] ** -0.5
             drawn = torch.rand(target.shape, generator=generator, device=target.device)
             target.copy_((2 * drawn - 1) * bound)
@@ -90,9 +96,11 @@ def fill(name: str, target: Tensor) -> None:
 
 
 @torch.no_grad()
-def fused_decoder(shape: DecoderShape, recompute: str, offload: bool = False, on: Any = None) -> FusedDecoder:
+def fused_decoder(
+    shape: DecoderShape, recompute: str, offload: bool = False, dtype: torch.dtype = torch.bfloat16
+) -> FusedDecoder:
     """Return our decoder with the weights that `fill` names."""
-    on = on or device()
+    on = device()
     half = shape.head_width // 2
     decoder = FusedDecoder(
         shape,
@@ -100,7 +108,7 @@ def fused_decoder(shape: DecoderShape, recompute: str, offload: bool = False, on
         alpha=LORA.alpha,
         targets=LORA.targets,
         frequencies=ROPE_BASE ** (-torch.arange(half) / half),
-        dtype=torch.bfloat16,
+        dtype=dtype,
         device=on,
         recompute=recompute,
         offload=offload,
@@ -184,13 +192,19 @@ def batch(load: Load, step: int, micro_batch: int) -> Batch:
     ).to(on)  # fmt: skip
 
 
-def ours(load: Load, recompute: str = "auto", offload: bool = False, engine: str = "deepspeed", ds: str = "") -> Any:
+def ours(
+    load: Load,
+    recompute: str = "auto",
+    offload: bool = False,
+    engine: str = "deepspeed",
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, Any]:
     """Train through our engine; return what was measured."""
     from trainers.engine import build_engine
 
     torch.manual_seed(0)
     started = time.monotonic()
-    objective = Objective(fused_decoder(SHAPES[load.shape], recompute, offload))
+    objective = Objective(fused_decoder(SHAPES[load.shape], recompute, offload, dtype))
     config = RunConfig(
         loss_weights={"text/ce": 1.0},
         data=DataConfig(samples_per_rank=load.rows),
@@ -198,16 +212,25 @@ def ours(load: Load, recompute: str = "auto", offload: bool = False, engine: str
             lr=LR, lr_warmup_steps=0, final_lr_share=1.0, weight_decay=WEIGHT_DECAY, beta1=BETAS[0], beta2=BETAS[1],
             clip_norm=CLIP_NORM,
         ),
-        train=TrainConfig(part="llm", engine=engine, accumulation=load.micro_batches, ds_config=ds),  # type: ignore[arg-type]
+        train=TrainConfig(part="llm", engine=engine, accumulation=load.micro_batches),  # type: ignore[arg-type]
     )  # fmt: skip
     made = build_engine(objective, config)
 
+    norms = []
+
     def step(i: int) -> float:
-        return made.train_step(*(batch(load, i, m) for m in range(load.micro_batches))).loss
+        report = made.train_step(*(batch(load, i, m) for m in range(load.micro_batches)))
+        norms.append(report.grad_norm)
+        return report.loss
 
     decoder = objective.language
-    facts = {"zero_stage": made.zero_stage, "recompute": recompute, "offload_activations": offload}
-    result = measure(load, step, started) | facts
+    facts = {
+        "zero_stage": made.zero_stage,
+        "dtype": str(dtype).removeprefix("torch."),
+        "recompute": recompute,
+        "offload_activations": offload,
+    }
+    result = measure(load, step, started) | facts | {"grad_norms": [float(f"{n:.4g}") for n in norms]}
     if decoder.frequencies.is_cuda and recompute == "auto":
         keeps = decoder.last_keeps
         result |= {"layers_keep_all": sum(k.inside and k.gate_up for k in keeps), "layers": len(keeps)}

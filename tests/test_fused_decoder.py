@@ -177,6 +177,25 @@ def test_short_sequences_in_bfloat16_on_a_cpu_attend_as_in_float32() -> None:
     torch.testing.assert_close(rounded.float(), expected, rtol=0.03, atol=0.03)
 
 
+@torch.no_grad()
+def test_a_small_step_of_an_adapter_is_not_lost_beside_a_large_residual_in_bfloat16() -> None:
+    out = {}
+    for dtype in ("float32", "bfloat16"):
+        settings = lora("o_proj", "down_proj")
+        fused = fuse(llama(hidden_size=64, intermediate_size=96), LanguageConfig(lora=settings, dtype=dtype))
+        layer, states = fused.layers[0], 2 * torch.randn(400, 64, generator=torch.Generator().manual_seed(3))
+        for weight in (layer.output, layer.down):
+            weight.mul_(100)  # both products as large as they are in a trained model
+        options = {"rotary": fused._rotary(torch.arange(400)), "packing": Packing.of((400,), torch.device("cpu"))}
+        before = layer(states.to(getattr(torch, dtype)), **options).float()
+        for slot in layer.slots[1] + layer.slots[3]:
+            layer.adapter[:, slot.b] = 1e-3
+        out[dtype] = layer(states.to(getattr(torch, dtype)), **options).float() - before
+    expected = out["float32"]
+    kept = (out["bfloat16"] * expected).sum() / expected.square().sum()
+    assert 0.8 < kept < 1.2
+
+
 def test_words_beyond_the_first_chunk_of_the_head_cost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     _, fused = pair(lora())
     whole = nats_of(fused)

@@ -90,6 +90,7 @@ def plain_loop(load: Load, *, liger: bool, checkpointing: bool, small_adapters: 
         checkpointed(model)
     optimizer = torch.optim.AdamW(trained(model), lr=LR, betas=BETAS, fused=torch.cuda.is_available())
     parameters = [p for p in model.parameters() if p.requires_grad]
+    norms: list[float] = []
 
     def step(i: int) -> float:
         total = 0.0
@@ -98,13 +99,13 @@ def plain_loop(load: Load, *, liger: bool, checkpointing: bool, small_adapters: 
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss / load.micro_batches
             loss.backward()
             total += loss.detach()
-        nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        norms.append(float(nn.utils.clip_grad_norm_(parameters, CLIP_NORM)))
         optimizer.step()
         optimizer.zero_grad()
         return float(total)
 
     facts = {"liger": liger, "checkpointing": checkpointing, "adapters": "bfloat16" if small_adapters else "float32"}
-    return measure(load, step, started) | facts
+    return measure(load, step, started) | facts | {"grad_norms": [float(f"{n:.4g}") for n in norms]}
 
 
 def zero3(load: Load, *, liger: bool, checkpointing: bool, small_adapters: bool) -> dict[str, Any]:

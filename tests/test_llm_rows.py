@@ -1,0 +1,66 @@
+"""The rows of the language model: sizes by hand, equal weights and words for every peer, rows that fail."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import llm, rows
+from benchmarks.bench_step_time import llm_rows
+from benchmarks.llm import SHAPES, Load, fill, fused_decoder, measure, parameters_of, shrink, words
+
+
+def test_the_thirteen_billion_are_thirteen_billion() -> None:
+    layer = 4 * 5120 * 5120 + 3 * 5120 * 13824  # q, k, v, o; gate, up, down
+    small = 16 * (4 * (5120 + 5120) + 3 * (5120 + 13824))
+    assert parameters_of(SHAPES["13b"]) == 40 * (layer + small + 2 * 5120) + 2 * 32000 * 5120 + 5120 == 13_078_451_200
+
+
+def test_our_decoder_has_the_parameters_that_are_counted() -> None:
+    decoder = fused_decoder(SHAPES["tiny"], "none")
+    assert sum(p.numel() for p in decoder.parameters()) == parameters_of(SHAPES["tiny"])
+
+
+def test_a_weight_is_the_same_in_one_piece_and_inside_a_fused_one() -> None:
+    alone = torch.empty(128, 256, dtype=torch.bfloat16)
+    fill("model.layers.1.self_attn.k_proj", alone)
+    layer = fused_decoder(SHAPES["tiny"], "none").layers[1]
+    assert torch.equal(layer.qkv[256 : 256 + 128], alone)  # after the 4 x 64 rows of q
+    a = torch.empty(16, 256)
+    fill("model.layers.1.self_attn.k_proj.lora_A", a)
+    slot = layer.slots[0][1]
+    assert slot.projection == "k_proj" and torch.equal(layer.adapter[:, slot.a], a)
+    assert layer.adapter[:, slot.b].abs().sum() == 0
+
+
+def test_a_step_has_the_same_words_whatever_its_micro_batches() -> None:
+    whole = words(Load("tiny", rows=4, micro_batches=1, length=32), 3, 0)
+    halves = [words(Load("tiny", rows=2, micro_batches=2, length=32), 3, m) for m in (0, 1)]
+    assert torch.equal(whole, torch.cat(halves)) and whole.shape == (4, 32)
+
+
+def test_tokens_a_second_come_from_the_median_step_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 9.0, 10.0, 12.0, 20.0, 21.0, 30.0, 34.0])  # steps of 9 (warm-up), 2, 1 and 4 seconds
+    monkeypatch.setattr(llm.time, "perf_counter", lambda: next(clock))
+    load = Load("tiny", rows=1, micro_batches=1, length=10, warmup=1, steps=3)
+    result = measure(load, lambda i: float(i), 0.0)
+    assert result["step_s"] == 2.0 and result["tokens_per_s"] == 5.0 and result["losses"] == [0, 1, 2, 3]
+
+
+def test_a_loss_that_is_not_finite_ends_the_row() -> None:
+    with pytest.raises(ArithmeticError, match="step 1: loss nan"):
+        measure(Load("tiny", 1, 1), lambda i: float("nan") if i else 1.0, 0.0)
+
+
+def test_a_trial_keeps_rows_and_steps_and_shrinks_the_model() -> None:
+    load = shrink(Load("13b", rows=4, micro_batches=2), tiny=True)
+    assert (load.shape, load.rows, load.tokens) == ("tiny", 4, 4 * 2 * 64)
+
+
+def test_a_row_that_crashes_or_hangs_says_so_and_the_others_go_on() -> None:
+    names = [row.name for row in llm_rows(True, 3)]
+    assert len(names) == len(set(names))
+    crashed = rows.run_row("benchmarks.bench_step_time", rows.Row("no-such-row", dict), ["--part", "llm"])
+    assert "StopIteration" in crashed["error"]
+    late = rows.run_row("benchmarks.bench_step_time", rows.Row(names[0], dict, timeout_s=0.05), ["--part", "llm"])
+    assert "no result within" in late["error"]
