@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from data_pipeline.errors import InputError
 from models.configs import LoRAConfig
 from models.fused_decoder import FusedDecoder
+from models.peft_decoder import PeftDecoder
 
 TENSORS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _BLOCK = {p: "self_attn" for p in ("q_proj", "k_proj", "v_proj", "o_proj")} | {
@@ -111,33 +113,48 @@ def plain(name: str) -> str:
 
 
 class GradientAudit:
-    """Watches adapters for tensors that never get a gradient: such a tensor is cut off from the loss.
+    """Watches the first steps for adapter tensors that no gradient reaches: such a tensor is cut off from the loss.
 
-    B starts as zero, so the gradient of A is zero in the first step and comes with the second.
+    B starts as zero, so the gradient of A is zero in the first step and comes with the second. A step in which no
+    adapter got a gradient (there was no text) does not count.
     """
 
-    def __init__(self, decoder: nn.Module) -> None:
-        self._seen: dict[str, Tensor] = {}
-        self._hooks = []
-        fused = list(pieces(decoder)) if isinstance(decoder, FusedDecoder) else []
-        for name, parameter in decoder.named_parameters():
-            if parameter.requires_grad:
-                parts = [(p.name, p.columns) for p in fused if p.parameter == name] or [(plain(name), slice(None))]
-                self._hooks.append(parameter.register_hook(self._watch(parts)))
+    STEPS = 2
 
-    def _watch(self, parts: list[tuple[str, slice]]) -> object:
-        def hook(grad: Tensor) -> None:
-            for name, columns in parts:
-                largest = grad[:, columns].detach().abs().max()
-                self._seen[name] = torch.maximum(self._seen[name], largest) if name in self._seen else largest
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.names: list[str] = []
+        self._largest: dict[str, Tensor] = {}
+        self._device, self._steps, self._hooks = device, 0, []
+        for decoder in (m for m in module.modules() if isinstance(m, FusedDecoder | PeftDecoder)):
+            fused = list(pieces(decoder)) if isinstance(decoder, FusedDecoder) else []
+            for name, parameter in decoder.named_parameters():
+                if parameter.requires_grad:
+                    parts = [(p.name, p.columns) for p in fused if p.parameter == name] or [(plain(name), slice(None))]
+                    self.names += [n for n, _ in parts]
+                    self._hooks.append(parameter.register_hook(partial(self._look, parts)))
+        self._reached = torch.zeros(len(self.names), dtype=torch.bool, device=device)
 
-        return hook
+    def _look(self, parts: list[tuple[str, slice]], grad: Tensor) -> None:
+        for name, columns in parts:
+            largest = grad[:, columns].detach().abs().max()
+            self._largest[name] = torch.maximum(self._largest[name], largest) if name in self._largest else largest
 
-    def silent(self) -> list[str]:
-        """Return the tensors whose gradient was zero in every step so far, in a fixed order; all when none was seen."""
-        return sorted(name for name, largest in self._seen.items() if not float(largest) > 0)
+    def step(self, over_ranks: Callable[[Tensor], Tensor]) -> list[str] | None:
+        """Count a step; after the second with gradients return the names that none reached, before that None.
 
-    def close(self) -> None:
-        """Stop watching."""
+        Args:
+            over_ranks: Sums a tensor over all ranks; every rank calls this method.
+        """
+        if not self.names:
+            return []
+        nothing = torch.zeros((), device=self._device)
+        largest = torch.stack([self._largest.get(n, nothing).float() for n in self.names])
+        self._largest.clear()
+        now = over_ranks((largest > 0).float()) > 0
+        self._reached |= now
+        self._steps += int(now.any())
+        if self._steps < self.STEPS:
+            return None
         for hook in self._hooks:
             hook.remove()
+        return [name for name, reached in zip(self.names, self._reached.tolist(), strict=True) if not reached]

@@ -297,28 +297,44 @@ def test_a_run_starts_from_an_adapter_and_refuses_one_of_another_model(tmp_path:
             load_causal(LanguageConfig(checkpoint=str(tmp_path / "other"), lora=settings, decoder=decoder))
 
 
-def test_the_audit_finds_the_adapter_that_the_loss_does_not_reach() -> None:
-    torch.manual_seed(0)
-    fused = fuse(llama(), LanguageConfig(lora=lora()))
-    audit = adapters.GradientAudit(fused)
-    nats_of(fused).sum().backward()
-    silent = audit.silent()
-    assert silent and all(name.endswith("lora_A") for name in silent)  # B is zero, so nothing reaches A yet
+def stepped(fused: FusedDecoder, loss: Tensor) -> None:
+    fused.zero_grad()
+    loss.backward()
     with torch.no_grad():
         for layer in fused.layers:
             layer.adapter -= 0.1 * layer.adapter.grad
-    nats_of(fused).sum().backward()
-    assert audit.silent() == []
-    alone = adapters.GradientAudit(fused)
-    fused(
-        fused.embed(words()[:1]), torch.zeros(1, dtype=torch.long), Packing.of((1,), torch.device("cpu"))
-    ).sum().backward()
-    assert {n.split(".")[4] for n in alone.silent()} == {
-        "q_proj",
-        "k_proj",
-    }  # one place attends to itself whatever it asks
-    audit.close()
-    alone.close()
+
+
+def test_the_audit_waits_for_the_second_step_since_the_first_reaches_b_alone() -> None:
+    fused = fuse(llama(), LanguageConfig(lora=lora()))
+    audit = adapters.GradientAudit(fused, torch.device("cpu"))
+    stepped(fused, 0 * nats_of(fused).sum())  # no text in this step
+    assert audit.step(torch.Tensor.clone) is None
+    stepped(fused, nats_of(fused).sum())
+    assert audit.step(torch.Tensor.clone) is None and int(audit._reached.sum()) == 2 * 7  # B of seven in two layers
+    stepped(fused, nats_of(fused).sum())
+    assert audit.step(torch.Tensor.clone) == [] and len(audit.names) == 2 * 2 * 7
+
+
+@pytest.mark.parametrize("decoder", ["fused", "peft"])
+def test_the_audit_names_the_adapter_that_the_loss_does_not_reach(decoder: str, tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    model = load_causal(LanguageConfig(checkpoint=str(tmp_path), lora=lora("q_proj", "v_proj"), decoder=decoder))
+    audit = adapters.GradientAudit(model, torch.device("cpu"))
+    for _ in range(2):  # one place attends to itself whatever its query asks
+        states = model(
+            model.embed(words()[:1]), torch.zeros(1, dtype=torch.long), Packing.of((1,), torch.device("cpu"))
+        )
+        states.square().sum().backward()
+        with torch.no_grad():
+            for parameter in (p for p in model.parameters() if p.requires_grad):
+                parameter += 0.01
+        silent = audit.step(torch.Tensor.clone)
+    assert silent and {name.split(".")[4] for name in silent} == {"q_proj"}
+    other_rank = [1.0 if "q_proj" in n else 0.0 for n in audit.names]
+    again = adapters.GradientAudit(model, torch.device("cpu"))
+    again.STEPS = 1
+    assert again.step(lambda mine: mine + torch.tensor(other_rank)) is not None
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ The only module that imports deepspeed.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
@@ -19,10 +20,13 @@ from torch import Tensor, nn
 
 from data_pipeline.batch import Batch
 from data_pipeline.errors import InputError
+from models.adapters import GradientAudit
 from models.losses import Term, weighted_total
 from models.objectives import ObjectiveOutput
 from trainers import ds_config, flat, optim
 from trainers.config import RunConfig
+
+_LOG = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -151,6 +155,7 @@ class LocalEngine:
         )
         self._trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self._buffers = persistent_buffers(objective)
+        self._audit: GradientAudit | None = GradientAudit(objective, self.device)
 
     def train_step(self, *micro_batches: Batch) -> StepReport:
         """See Engine."""
@@ -172,6 +177,7 @@ class LocalEngine:
         refuse_norm(norm, self.step)
         self.optimizer.step()
         self.step += 1
+        self._audit = audited(self._audit, Tensor.clone)
         return report(self.step, means, norm, lr, micro_batches, int(tokens_of(micro_batches)), 1)
 
     @torch.no_grad()
@@ -260,15 +266,17 @@ class DeepSpeedEngine:
         for module in leaves:
             set_z3_leaf_module(module, True)
         self._engine, *_ = deepspeed.initialize(
-            model=objective,
+            model=_Root(objective, config, self._sum),
             optimizer=optimizer,
             config=ds_config.complete(table, config, self.world),
             dist_init_required=False,
         )
         self.objective = objective
+        self._root: _Root = self._engine.module
         self._zero = self._engine.optimizer
         self._trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self._buffers = persistent_buffers(objective)
+        self._audit: GradientAudit | None = GradientAudit(objective, self.device)
         self._gathered = deepspeed.zero.GatheredParameters
 
     @property
@@ -283,10 +291,9 @@ class DeepSpeedEngine:
         lr = optim.set_lr(self._zero.optimizer, self.step, self.config.train.steps, self.config.optim)
         means = []
         for batch in micro_batches:
-            output: ObjectiveOutput = self._engine(here(batch, self.device))
-            total = weigh(output.terms, self.config, self._sum)
-            coming = Coming(total.means)
-            self._engine.backward(total.loss)  # divides by train.accumulation, averages over ranks
+            loss: Tensor = self._engine(here(batch, self.device))
+            coming = Coming(self._root.take_means())
+            self._engine.backward(loss)  # divides by train.accumulation, averages over ranks
             # Before the update, and the same on all ranks: none goes on alone.
             means.append(finite_means(coming, self.step))
             self._engine.step()
@@ -294,13 +301,15 @@ class DeepSpeedEngine:
         norm, read = torch.stack([torch.as_tensor(self._engine.get_global_grad_norm()).to(tokens), tokens]).tolist()
         refuse_norm(norm, self.step)
         self.step += 1
+        self._audit = audited(self._audit, self._sum)
         return report(self.step, means, norm, lr, micro_batches, int(read), self.world)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Evaluated:
         """See Engine."""
         self._engine.eval()
-        output: ObjectiveOutput = self._engine(here(batch, self.device))
+        self._engine(here(batch, self.device))
+        output = self._root.take_output()
         names = list(output.terms)
         packed = torch.stack([x.float() for n in names for x in output.terms[n]])
         totals = self._sum(packed).view(-1, 2)
@@ -404,6 +413,39 @@ class DeepSpeedEngine:
         return flat[size * self.rank : size * (self.rank + 1)].to(self.device)
 
 
+class _Root(nn.Module):
+    """The objective as DeepSpeed sees it: it hooks each tensor that a module returns, so this one returns the loss."""
+
+    def __init__(self, objective: nn.Module, config: RunConfig, reduce_items: Any) -> None:
+        super().__init__()
+        self.objective = objective
+        self._config, self._reduce_items = config, reduce_items
+        self._means: dict[str, Tensor] = {}
+        self._output: ObjectiveOutput | None = None
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the weighted loss; in evaluation just any sum, for `take_output` has what counts."""
+        output: ObjectiveOutput = self.objective.forward(batch)  # not called, or every term and output would be hooked
+        if not self.training:
+            self._output = output
+            return torch.stack([term.total.float() for term in output.terms.values()]).sum()
+        total = weigh(output.terms, self._config, self._reduce_items)
+        self._means = total.means
+        loss: Tensor = total.loss
+        return loss
+
+    def take_means(self) -> dict[str, Tensor]:
+        """Return the means of the last training pass."""
+        means, self._means = self._means, {}
+        return means
+
+    def take_output(self) -> ObjectiveOutput:
+        """Return the terms and outputs of the last evaluation pass."""
+        output, self._output = self._output, None
+        assert output is not None
+        return output
+
+
 def weigh(terms: Mapping[str, Term], config: RunConfig, reduce_items: Any) -> Any:
     """Weigh the terms that this objective has."""
     return weighted_total(terms, {n: w for n, w in config.loss_weights.items() if n in terms}, reduce_items)
@@ -458,6 +500,14 @@ def refuse_norm(norm: float, step: int) -> None:
         raise NonFiniteLossError(
             f"step {step + 1}: grad_norm={norm}: not finite although the losses are; lower optim.lr"
         )
+
+
+def audited(audit: GradientAudit | None, over_ranks: Callable[[Tensor], Tensor]) -> GradientAudit | None:
+    """Let the audit of the adapters see a step, say what it found; return it while it goes on."""
+    silent = None if audit is None else audit.step(over_ranks)
+    if silent:
+        _LOG.warning("no gradient reached %d adapter tensors in two steps, such as %s", len(silent), silent[0])
+    return audit if silent is None else None
 
 
 def report(
