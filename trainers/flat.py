@@ -59,8 +59,8 @@ def flatten(module: nn.Module, name: str, graphed: bool = False) -> list[Flat]:
         anchor = torch.zeros((), device=flats[0].parameter.device, requires_grad=torch.is_grad_enabled())
         return (anchor, *inputs)
 
-    # DeepSpeed puts a Python function in the place of F.linear, so that autograd holds no gathered weight. Here the whole
-    # module is gathered and held anyway, and the function costs more than the product.
+    # DeepSpeed puts a Python function in the place of F.linear, so that autograd holds no gathered weight. Here all are
+    # gathered and held anyway, and the function costs more than the product.
     def run(values: Sequence[Tensor], inputs: Sequence[Any], named: Mapping[str, Any]) -> Any:
         for flat, value in zip(flats, values, strict=True):
             _show(flat, value)
