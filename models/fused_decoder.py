@@ -463,7 +463,7 @@ class FusedDecoder(nn.Module):
             cache.extend([] for _ in self.layers)
         hidden = embedded
         for i, (layer, keep) in enumerate(zip(self.layers[:layers], keeps[:layers], strict=True)):
-            with _saved_on_host(self.offload and hidden.is_cuda):
+            with _saved_on_host(self.offload, pinned=hidden.is_cuda):
                 hidden = layer(
                     hidden, rotary=rotary, packing=packing, cache=None if cache is None else cache[i], keep=keep
                 )
@@ -555,5 +555,5 @@ def _side_by_side(small: Tensor, columns: list[slice]) -> Tensor:
     return small[:, columns[0]] if len(columns) == 1 else torch.cat([small[:, c] for c in columns])
 
 
-def _saved_on_host(wanted: bool) -> AbstractContextManager[Any]:
-    return torch.autograd.graph.save_on_cpu(pin_memory=True) if wanted else nullcontext()
+def _saved_on_host(wanted: bool, pinned: bool) -> AbstractContextManager[Any]:
+    return torch.autograd.graph.save_on_cpu(pin_memory=pinned) if wanted else nullcontext()

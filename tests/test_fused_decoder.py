@@ -112,6 +112,19 @@ def test_losses_and_all_gradients_are_those_of_transformers_and_peft(
         torch.testing.assert_close(gradients[name], gradient, msg=name)
 
 
+@pytest.mark.parametrize("recompute", ["none", "layer"])
+def test_what_is_kept_in_the_memory_of_the_host_gives_the_same_gradients(recompute: str) -> None:
+    gradients = []
+    for offload in (False, True):
+        torch.manual_seed(0)
+        config = LanguageConfig(lora=lora(), recompute=recompute, offload_activations=offload)
+        fused = fuse(llama(), config)
+        nats_of(fused).sum().backward()
+        gradients.append(adapter_gradients(fused))
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradients[1][name], gradient), name
+
+
 @pytest.mark.parametrize("kind", ["llama3", "linear"])
 def test_stretched_rotary_positions_are_those_of_transformers(kind: str) -> None:
     rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
