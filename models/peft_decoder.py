@@ -59,8 +59,8 @@ class PeftDecoder(nn.Module):
             )
         if layers is not None:
             return _packed(step.hidden_states[layers], lengths)
-        for layers in taps or {}:
-            taps[layers] = _packed(step.hidden_states[layers], lengths)
+        if taps is not None:
+            taps.update({after: _packed(step.hidden_states[after], lengths) for after in taps})
         return _packed(step.last_hidden_state, lengths)
 
     def embed(self, token_ids: Int[Tensor, "*s"]) -> Float[Tensor, "*s h"]:
