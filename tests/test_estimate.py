@@ -174,3 +174,18 @@ def test_recomputation_is_tried_before_offload_and_each_after_smaller_micro_batc
     assert [[s.split("=")[1].split("/")[-1] for s in choice] for choice in estimate._choices(llm)] == [
         [], ["mlp"], ["layer"], ["layer", "zero3_offload.json"],
     ]  # fmt: skip
+
+
+def test_with_a_share_of_texts_a_batch_holds_as_many_as_chance_can_bring() -> None:
+    settings = config("unified", 1)
+    language = replace(settings.model.language, text_share=0.1, read_share=0.0)
+    text = estimate.largest_batch(
+        replace(settings, model=replace(settings.model, language=language)), metabolites=8, samples=100
+    ).text
+    assert text.description_mask.any(1).sum() == 22  # 10 + 3.7 x 3 = 21.1
+    language = replace(language, read_share=1.0)  # the descriptions of all others are read
+    text = estimate.largest_batch(
+        replace(settings, model=replace(settings.model, language=language)), metabolites=8, samples=100
+    ).text
+    assert text.description_mask.any(1).sum() == 100 and (text.label_ids >= 0).any(1).sum() == 22
+    assert text.attention_mask[99].sum() == text.description_mask[99].sum()

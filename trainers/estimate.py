@@ -212,17 +212,20 @@ def _group_bytes(config: RunConfig, objective: nn.Module, gpus: int) -> list[int
 def largest_batch(config: RunConfig, metabolites: int, samples: int | None = None) -> Batch:
     """Return a batch of the largest shape that a run can meet: all modalities, full networks, full texts.
 
-    With `model.language.text_share` below 1 as many samples have text as in the fullest of about 10,000 batches.
+    With `model.language.text_share` below 1 as many texts and descriptions are read as in the fullest of about 10,000
+    batches.
     """
     size = config.data.samples_per_rank if samples is None else samples
     nodes, length = min(MAX_METABOLITES, -(-metabolites // 8) * 8), config.data.max_tokens
-    share = config.model.language.text_share
-    texts = size if share == 1 else min(size, math.ceil(size * share + 3.7 * math.sqrt(size * share * (1 - share))))
+    language = config.model.language
+    whole = _most(size, language.text_share)
+    told = _most(size, language.text_share + (1 - language.text_share) * language.read_share)
     chain = torch.eye(nodes, dtype=torch.bool).roll(1, 1).expand(size, -1, -1).clone()
     place = torch.arange(length).expand(size, -1)
-    reads = (torch.arange(size) < texts)[:, None] & (place >= 0)
+    row = torch.arange(size)[:, None]
+    describes = (row < told) & (place < DESCRIPTION_SHARE * length)
     present = torch.ones(size, len(MODALITIES), dtype=torch.bool)
-    present[:, TEXT] = reads.any(1)
+    present[:, TEXT] = describes.any(1)
     spectrum = torch.ones(size, len(OBSERVABLES), SPECTRAL_BINS)
     return Batch(
         graph=GraphBatch(
@@ -239,9 +242,9 @@ def largest_batch(config: RunConfig, metabolites: int, samples: int | None = Non
         ),
         text=TextBatch(
             token_ids=torch.zeros(size, length, dtype=torch.long),
-            attention_mask=reads,
-            description_mask=reads & (place < DESCRIPTION_SHARE * length),
-            label_ids=torch.where(reads & (place >= (1 - ANSWER_SHARE) * length), 0, -100),
+            attention_mask=describes | (row < whole),
+            description_mask=describes,
+            label_ids=torch.where((row < whole) & (place >= (1 - ANSWER_SHARE) * length), 0, -100),
         ),
         planet=torch.zeros(size, len(PLANET)),
         environment=torch.zeros(size, len(ENVIRONMENT)),
@@ -250,6 +253,11 @@ def largest_batch(config: RunConfig, metabolites: int, samples: int | None = Non
         visible=present.clone(),
         sample_ids=tuple(str(i) for i in range(size)),
     )
+
+
+def _most(size: int, share: float) -> int:
+    """Return how many of `size` samples are drawn with this probability at most: mean and 3.7 standard deviations."""
+    return min(size, math.ceil(size * share + 3.7 * math.sqrt(size * share * (1 - share))))
 
 
 def typical_chemistry() -> Chemistry:
