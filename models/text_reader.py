@@ -20,13 +20,15 @@ class TextReader(nn.Module):
     def __init__(self, width: int, latent_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.key_value = nn.Linear(width, 2 * QUERY_WIDTH)
+        self.key = nn.Linear(width, QUERY_WIDTH, bias=False)  # a bias would shift all weights of a query alike
+        self.value = nn.Linear(width, QUERY_WIDTH)
         self.queries = nn.Parameter(torch.randn(QUERIES, QUERY_WIDTH) / QUERY_WIDTH**0.5)
         self.norm_read = nn.LayerNorm(QUERIES * QUERY_WIDTH)
         self.to_latent = nn.Linear(QUERIES * QUERY_WIDTH, latent_dim)
 
     def forward(self, states: Float[Tensor, "R L h"], real: Bool[Tensor, "R L"]) -> Float[Tensor, "R D"]:
         """Return the latent; rows without a real token give numbers that mean nothing."""
-        keys, values = self.key_value(self.norm(states.to(self.queries.dtype))).chunk(2, dim=-1)
+        normed = self.norm(states.to(self.queries.dtype))
+        keys, values = self.key(normed), self.value(normed)
         weight = (self.queries @ keys.transpose(1, 2)).masked_fill(~real[:, None], -1e4).softmax(-1)
         return self.to_latent(F.silu(self.norm_read((weight @ values).flatten(1))))
