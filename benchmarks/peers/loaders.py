@@ -192,14 +192,21 @@ def _open_hf(folder: Path) -> Any:
     )
 
 
-def hf_resumed(data: str, stop: int) -> list[str]:
+def write_ids(data: str, split: str, folder: Path) -> list[str]:
+    """Write shards that hold the sample ids alone, the rows of each as in the data folder; return their names."""
+    files = []
+    for shard in shards.load_manifest(data).of_split(split):
+        files.append(str(folder / shard.file))
+        pq.write_table(shards.read_shard(Path(data) / shard.file, ("sample_id",)), files[-1])
+    return files
+
+
+def hf_resumed(files: list[str], stop: int) -> list[str]:
     """Return the ids that a streaming data set gives before a stop and after it goes on from its own state."""
     import datasets
 
-    files = [str(Path(data) / s.file) for s in shards.load_manifest(data).of_split("train")]
-
     def opened() -> Any:
-        found = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True, columns=["sample_id"])
+        found = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
         return found.shuffle(seed=0, buffer_size=100)
 
     before = opened()
