@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = ("quickstart", "test", "build-data", "train", "evaluate", "generate", "doctor")
+WORDS = ("quickstart", "test", "build-data", "train", "evaluate", "generate", "bench", "estimate", "doctor")
 
 
 def launch(
@@ -250,6 +250,10 @@ def test_an_unknown_word_is_refused_and_help_lists_the_known_ones() -> None:
     assert shown.returncode == 0 and all(f"\n  {word} " in shown.stdout for word in WORDS)
 
 
+def test_an_unknown_benchmark_is_refused_and_the_known_ones_are_listed() -> None:
+    refused(launch("bench", "speed"), "speed", "step-time", "memory", "stream")
+
+
 @pytest.mark.parametrize("ranks", ["0", "two", "-1", ""])
 def test_a_number_of_ranks_that_is_none_is_refused(ranks: str) -> None:
     if ranks:
@@ -315,6 +319,7 @@ MODULES = {
     "train": "trainers.train",
     "evaluate": "trainers.evaluate",
     "generate": "trainers.generate",
+    "estimate": "trainers.estimate",
 }
 
 
