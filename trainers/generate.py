@@ -75,6 +75,7 @@ def generate(
         "environment_units": {v.name: v.unit for v in ENVIRONMENT},
         "nutrients": list(nutrients),
         "organisms_that_stand_the_conditions": metabolism.viable_organisms(environment),
+        "organisms_that_make_atp": [p[0] for p in assemble.inhabitants(environment) if assemble.solve(p) is not None],
     }
     if sample is not None:
         report["planet"] = {"name": sample.name, "facts": sample.facts}
@@ -172,7 +173,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"habitable with probability {planet['habitability_probability']:.2f}: {planet['explanation']}")
             if not planet["calibrated"]:
                 print("(not calibrated yet: ./launch.sh evaluate RUN does it on held-out planets)")
-    print(f"nutrients: {', '.join(report['nutrients'])}")
+    living = report["organisms_that_make_atp"]
+    print(f"nutrients: {', '.join(report['nutrients'])}; {len(living)} known organisms make ATP there")
+    if not living:
+        print("no network that is drawn can be expected to: try another planet or environment")
     summary = report["summary"]
     print(
         f"{summary['networks']} networks in {options.out}, {summary['distinct']} distinct; edges in the reaction DB "

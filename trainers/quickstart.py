@@ -23,7 +23,7 @@ from trainers.peak_memory import PeakMemory
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch.sh"
 STATE = "quickstart.json"
-PLANET = "TRAPPIST-1 e"
+PLANET = "Kepler-442 b"  # of the known planets in range, one whose water three known organisms can live on
 
 
 def stages(out: Path, planets: int, settings: Sequence[str] = ()) -> dict[str, list[str]]:
