@@ -1,6 +1,6 @@
 """Samples a second of the stream beside other loaders: same samples, dtype, machine and run.
 
-`./launch.sh bench stream --json --data DIR` prints one line a loader and number of workers; with `--exactly-once` it
+`./launch.sh bench stream --json [--data DIR]` prints one line a loader and number of workers; with `--exactly-once` it
 counts what is lost and repeated after 50 stops and resumes. Conversions for the peers are kept in `--work DIR`.
 """
 
@@ -16,6 +16,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,13 +28,14 @@ import numpy as np
 from benchmarks import rows
 from benchmarks.peers import loaders
 from benchmarks.rows import Row
-from data_pipeline import shards
+from data_pipeline import build, shards
 from data_pipeline.batch import Batch
 from data_pipeline.errors import InputError
 from data_pipeline.stream import BatchStream, ShardSource
 
 BATCH = 16
 WARM_UP_SHARE = 0.5  # of a pass before the clock starts
+PLANETS = 400
 CASES = 50
 RESUMED = "held_out"  # the split that is stopped and resumed: a few hundred samples are read a hundred times
 NAMES = ("ours", "hf_default", "webdataset", "mosaic", "memory")
@@ -41,7 +44,9 @@ NAMES = ("ours", "hf_default", "webdataset", "mosaic", "memory")
 def options() -> argparse.ArgumentParser:
     """Return the options beside those of every benchmark."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--data", required=True, help="folder that build-data wrote")
+    parser.add_argument(
+        "--data", default="", help=f"folder that build-data wrote; without it {PLANETS} planets are built"
+    )
     parser.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "exobiome-bench-stream"), metavar="DIR")
     parser.add_argument("--seconds", type=float, default=4.0, help="of timing, a loader")
     parser.add_argument("--workers", default="1,2")
@@ -51,7 +56,9 @@ def options() -> argparse.ArgumentParser:
 
 def chosen() -> argparse.Namespace:
     """Return the options of this process."""
-    return options().parse_known_args()[0]
+    given = options().parse_known_args()[0]
+    given.data = given.data or str(Path(given.work) / f"planets-{PLANETS}")
+    return given
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------
@@ -163,29 +170,32 @@ def exactly_once() -> list[dict[str, Any]]:
     """Return what our stream and the data set of Hugging Face lose and repeat over the same random stops."""
     given = chosen()
     random = np.random.default_rng(0)
-    totals: dict[str, list[int]] = {"ours": [0, 0], "hf_shuffle_buffer": [0, 0]}
     source = ShardSource(given.data, RESUMED, check=False)
     samples = sum(source.shard_rows)
-    files = loaders.write_ids(given.data, RESUMED, Path(tempfile.mkdtemp()))
-    for _ in range(CASES):
-        stop, before, after, workers = (int(n) for n in random.integers((1, 1, 1, 1), (samples // 16, 5, 5, 3)))
-        first, state = take(source, before, workers, stop, None)
-        rest = samples - len(first) % samples
-        second, _ = take(source, after, 3 - workers, -(-rest // (after * 8)), json.loads(json.dumps(state)))
-        this_pass = first[len(first) // samples * samples :] + second[:rest]
-        count(totals["ours"], this_pass, samples)
-        count(totals["hf_shuffle_buffer"], loaders.hf_resumed(files, stop * before * 8 % samples), samples)
+    cases = [[int(n) for n in random.integers((1, 1, 1, 1), (samples // 16, 5, 5, 3))] for _ in range(CASES)]
+    mine = [of_one_pass(source, samples, *case) for case in cases]
+    ids = loaders.open_ids(loaders.write_ids(given.data, RESUMED, Path(tempfile.mkdtemp())))
+    with ThreadPoolExecutor(CASES // 2) as pool:  # one takes ten seconds of waiting
+        theirs = list(pool.map(lambda case: loaders.hf_resumed(ids, case[0] * case[1] * 8 % samples), cases))
     return [
         {
             "benchmark": "stream_exactly_once",
-            "loader": n,
+            "loader": name,
             "cases": CASES,
             "samples": samples,
-            "lost": lost,
-            "repeated": rep,
+            "lost": sum(samples - len(set(found)) for found in taken),
+            "repeated": sum(len(found) - len(set(found)) for found in taken),
         }
-        for n, (lost, rep) in totals.items()
+        for name, taken in (("ours", mine), ("hf_shuffle_buffer", theirs))
     ]
+
+
+def of_one_pass(source: ShardSource, samples: int, stop: int, before: int, after: int, workers: int) -> list[str]:
+    """Return the ids of the pass that a stop falls into, before it and after going on with other ranks and workers."""
+    first, state = take(source, before, workers, stop, None)
+    rest = samples - len(first) % samples
+    second, _ = take(source, after, 3 - workers, -(-rest // (after * 8)), json.loads(json.dumps(state)))
+    return first[len(first) // samples * samples :] + second[:rest]
 
 
 def take(source: ShardSource, world: int, workers: int, steps: int, state: Any) -> tuple[list[str], Any]:
@@ -198,17 +208,14 @@ def take(source: ShardSource, world: int, workers: int, steps: int, state: Any) 
     return [i for step in parts for batch in step for i in batch.sample_ids], streams[0].state_dict()
 
 
-def count(total: list[int], ids: list[str], samples: int) -> None:
-    """Add what of a pass was lost and what came more than once."""
-    total[0] += samples - len(set(ids))
-    total[1] += len(ids) - len(set(ids))
-
-
 def main() -> int:
     """Print one line a loader; a peer that is missing is one line and exit code 2."""
     given = chosen()
     try:
         if "--help" not in sys.argv and "-h" not in sys.argv and "--row" not in sys.argv:
+            if given.data == str(Path(given.work) / f"planets-{PLANETS}"):
+                with redirect_stdout(sys.stderr):
+                    build.build(given.data, PLANETS, workers=os.cpu_count() or 1)  # at once when it is there
             shards.load_manifest(given.data)
             if given.exactly_once:
                 for line in exactly_once():

@@ -68,9 +68,17 @@ class ShardSource:
         check: Compare the checksums of all shards of the split first (0.5-1.5 GB/s a core).
         damaged: What to do about a shard that is missing, truncated or (with `check`) changed. Every rank must find the
             same ones.
+        shuffle_shards: As of the BatchStream; so many are kept open.
     """
 
-    def __init__(self, data: str | Path, split: str, check: bool, damaged: Damaged = "refuse") -> None:
+    def __init__(
+        self,
+        data: str | Path,
+        split: str,
+        check: bool,
+        damaged: Damaged = "refuse",
+        shuffle_shards: int = SHUFFLE_SHARDS,
+    ) -> None:
         manifest = load_manifest(data)
         shards = manifest.of_split(split)
         if not shards:
@@ -91,7 +99,7 @@ class ShardSource:
         self._local = folders.remote_url(data) is None
         self._split = split
         self._streamed: datasets.IterableDataset | None = None
-        self._opened = Opened(self._open, at_least=2 * SHUFFLE_SHARDS)
+        self._opened = Opened(self._open, at_least=2 * shuffle_shards)  # remote ones are in memory whole: two windows
 
     def row(self, shard: int, row: int) -> Row:
         """Return one sample where it is stored.
@@ -193,7 +201,9 @@ class BatchStream:
         max_bad_samples: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.source: Source = ShardSource(source, split, check) if isinstance(source, str | Path) else source
+        if isinstance(source, str | Path):
+            source = ShardSource(source, split, check, shuffle_shards=shuffle_shards)
+        self.source: Source = source
         self.chemistry = self.source.chemistry
         self.seed, self.text_mode, self.repeat = seed, text_mode, repeat
         self.bad_samples: dict[str, str] = {}  # sample id -> reason
@@ -208,6 +218,8 @@ class BatchStream:
             raise InputError("data.buckets=tokens: this part reads no text; choose nodes or none")
         size_of = {"none": None, "nodes": self._nodes, "tokens": self._tokens}[buckets if repeat else "none"]
         self._order = Order(self.source.shard_rows, seed, repeat, shuffle_shards, bucket_samples, size_of)
+        texts = f" {text_mode} {max_tokens}" if buckets == "tokens" else ""  # what the number of tokens follows from
+        self._order_name = f"{self._order.fingerprint} {buckets}{texts}"
         self.samples = self._order.samples
         if self.samples < (self._global if repeat else world):
             raise InputError(
@@ -239,7 +251,7 @@ class BatchStream:
         return {
             "position": self._position,  # samples given out by all ranks together since the first pass began
             "seed": self.seed,
-            "order": self._order.fingerprint,
+            "order": self._order_name,
             "left_out": list(self.source.left_out),
         }
 
@@ -258,7 +270,7 @@ class BatchStream:
                 f"shard={changed[0]}: damaged now or then, but not both, and the order of samples hangs on it; run the "
                 "same build-data again, it replaces what is damaged, or start a new run"
             )
-        if state["order"] != self._order.fingerprint:
+        if state["order"] != self._order_name:
             raise InputError(
                 "data: the shards, data.shuffle_shards, data.buckets or data.bucket_samples are not those that the run "
                 "was started with; use the same to go on"
@@ -395,6 +407,7 @@ def open_source(
     missing: Missing = "error",
     check: bool = False,
     damaged: Damaged = "refuse",
+    shuffle_shards: int = SHUFFLE_SHARDS,
 ) -> Source:
     """Return the samples of one split as the fields of `trainers.config.DataConfig` say.
 
@@ -406,10 +419,11 @@ def open_source(
         missing: About a sample that a part does not hold.
         check: Compare checksums; with `damaged="skip"` on every rank, so that all leave the same shards out.
         damaged: About damaged shards.
+        shuffle_shards: As of the BatchStream.
     """
     if graphs:
         return GraphFolderSource(graphs, split)
-    source = ShardSource(data, split, check, damaged)
+    source = ShardSource(data, split, check, damaged, shuffle_shards)
     return JoinedSource(source, parse_parts(parts), missing) if parts else source
 
 

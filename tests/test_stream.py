@@ -135,6 +135,8 @@ def test_what_another_order_would_follow_from_is_refused() -> None:
         stream(10, seed=1).load_state_dict(state)
     with pytest.raises(InputError, match="data.shuffle_shards, data.buckets .* are not those that the run was started"):
         stream(10, shuffle_shards=2).load_state_dict(state)
+    with pytest.raises(InputError, match="data.buckets .* are not those"):
+        stream(10, buckets="nodes").load_state_dict(state)
     with pytest.raises(InputError, match="shard=train-00003.parquet: damaged now or then, but not both"):
         stream(10).load_state_dict({**state, "left_out": ["train-00003.parquet"]})
     with pytest.raises(InputError, match="of an older version; start the run again"):

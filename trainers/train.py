@@ -143,6 +143,7 @@ def train(config: RunConfig, out: Path, init_from: list[Path], profiled: bool = 
             missing=data.missing,
             check=data.verify and (rank == 0 or data.damaged_shards == "skip"),  # all must leave the same shards out
             damaged=data.damaged_shards,
+            shuffle_shards=data.shuffle_shards,
         )
 
     def stream(of: Source, split: str, samples_per_rank: int, text_mode: str, repeat: bool) -> BatchStream:

@@ -201,17 +201,17 @@ def write_ids(data: str, split: str, folder: Path) -> list[str]:
     return files
 
 
-def hf_resumed(files: list[str], stop: int) -> list[str]:
-    """Return the ids that a streaming data set gives before a stop and after it goes on from its own state."""
+def open_ids(files: list[str]) -> Any:
+    """Open such shards as a streaming data set (seconds)."""
     import datasets
 
-    def opened() -> Any:
-        found = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
-        return found.shuffle(seed=0, buffer_size=100)
+    return datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
 
-    before = opened()
+
+def hf_resumed(ids: Any, stop: int) -> list[str]:
+    """Return the ids that a shuffled data set gives before a stop, and after another one goes on from its state."""
+    before, after = (ids.shuffle(seed=0, buffer_size=100) for _ in range(2))
     first = [row["sample_id"] for row in islice(before, stop)]
-    after = opened()
     after.load_state_dict(before.state_dict())
     return first + [row["sample_id"] for row in after]
 
