@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -88,18 +88,27 @@ class Meter(TorchDispatchMode):
         self.by_label[label] -= size
 
 
-class _FlashAttention(TorchFunctionMode):
-    """Attention of meta tensors as a GPU does it: without all scores at once, which torch falls back to."""
+@contextmanager
+def _flash_attention() -> Iterator[None]:
+    """Attend over meta tensors as a GPU does, without all scores at once, which torch falls back to for them.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a flash kernel, which keeps queries, keys, values, the result and a number a query."""
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and args[0].is_meta:
-            q, k, v = args[:3]
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q, k, v, 0.0, kwargs.get("is_causal", False)
-            )[0]
-        return func(*args, **kwargs)
+    A function in the place of torch's: a mode would not reach what a backward pass computes once more.
+    """
+    usual = F.scaled_dot_product_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Tensor:
+        if not query.is_meta:
+            return usual(query, key, value, *rest, **named)
+        out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, named.get("is_causal", False)
+        )[0]
+        return out
+
+    F.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = usual
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -150,7 +159,7 @@ def count(objective: nn.Module, inputs: Iterable[Tensor], loss_of: Any) -> Count
         handles.append(child.register_forward_pre_hook(_labelling(meter, name)))
         handles.append(child.register_forward_hook(_labelling(meter, "")))
     try:
-        with meter, _FlashAttention():
+        with meter, _flash_attention():
             meter.label = "inputs"
             held = meter.own(inputs)
             meter.label = ""
