@@ -29,7 +29,7 @@ def quickstart(part: str) -> RunConfig:
         ),
         fusion=FusionConfig(width=96, layers=2, dropout=0.0),
     )
-    steps = {"graph_vae": 1000, "cnn": 250, "llm": 100, "unified": 250}[part]
+    steps = {"graph_vae": 1000, "cnn": 250, "llm": 100, "unified": 200}[part]
     per_rank = {"graph_vae": 16, "cnn": 16, "llm": 8, "unified": 32}[part]
     return RunConfig(
         model=model,
