@@ -8,7 +8,7 @@ usage: ./launch.sh WORD ...        (WORD --help says more)
 
   quickstart [--out DIR]           data, training under ZeRO-3 on every device here, evaluation, a generated network
   test [PYTEST ARGUMENTS]          the tests
-  build-data --planets N --out DIR [--workers W] [--seed S]
+  build-data --planets N --out DIR [--workers W] [--seed S]; --check DIR; --describe DIR
   train {graph_vae|cnn|llm|unified} --out DIR [--data DIR] [--set section.field=value ...] [--init-from DIR]
         [--resume] [--ranks N]     one rank a GPU, two ranks on a machine without one
   evaluate RUN [--split held_out|test] [--data DIR] [--json]
