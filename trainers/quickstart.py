@@ -23,7 +23,7 @@ from trainers.peak_memory import PeakMemory
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch.sh"
 STATE = "quickstart.json"
-PLANET = "Kepler-442 b"  # of the known planets in range, one whose water three known organisms can live on
+PLANET = "LP 890-9 c"  # of the known planets in range, one half of which is wet, with water that organisms can live on
 
 
 def stages(out: Path, planets: int, settings: Sequence[str] = ()) -> dict[str, list[str]]:
