@@ -114,7 +114,8 @@ class PlainFile:
     """A parquet file whose cubes lie in it as they are in memory.
 
     The first MAPPED_BYTES of files are mapped: 10 GB/s from the page cache against 5 with reads. The others are read:
-    mapped pages count as memory of every rank, and to map and unmap costs more than it saves.
+    mapped pages count as memory of every rank, and to map and unmap costs more than it saves. A mapped file that is cut
+    in place during a copy ends the process (SIGBUS), as for every loader that maps; a file that is replaced does not.
     """
 
     _mapped_bytes = 0
