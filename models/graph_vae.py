@@ -54,6 +54,12 @@ class GeneratedGraphs(NamedTuple):
 class GraphVAE(nn.Module):
     """Encode a network, draw its latents, decode it again; or draw latents from the environment and decode those."""
 
+    edge_type: Tensor
+    pair_row: Tensor
+    composition: Tensor
+    max_in: Tensor
+    max_out: Tensor
+
     def __init__(self, config: GraphVAEConfig, chemistry: Chemistry) -> None:
         super().__init__()
         self.config = config
