@@ -239,10 +239,12 @@ def read_catalogue(path: str | Path) -> list[Planet]:
     """Read planets from a CSV with the column names of the NASA Exoplanet Archive; `#` lines are skipped.
 
     Needs pl_name, hostname, pl_rade (Earth radii), pl_bmasse (Earth masses), pl_orbper (d), pl_insol (Earth = 1),
-    st_teff (K), st_rad and st_mass (solar units), pl_orbsmax (au). Rotation is taken as locked to the orbit.
+    st_teff (K), st_rad and st_mass (solar units), pl_orbsmax (au). Rotation is taken as locked to the orbit. Rows in
+    which one of them is blank, as in most of the archive, are left out.
 
     Raises:
-        InputError: The file or a column is missing, or a value is no number or outside the ranges of variables.PLANET.
+        InputError: The file or a column is missing, a value is no number or outside the ranges of variables.PLANET, or
+            every row has a blank.
     """
     path = Path(path)
     try:
@@ -269,7 +271,12 @@ def read_catalogue(path: str | Path) -> list[Planet]:
         raise InputError(
             f"{path}: column {missing[0]} is missing; download the table with the columns {', '.join(needed)}"
         )
-    return [_from_row(path, number, row) for (number, _), row in zip(lines[1:], reader, strict=True)]
+    rows = [(number, row) for (number, _), row in zip(lines[1:], reader, strict=True)]
+    whole = [(number, row) for number, row in rows if all((row[c] or "").strip() for c in needed)]
+    if not whole:
+        blank = f"{len(rows)} rows, each with a blank among {', '.join(needed)}" if rows else "no row"
+        raise InputError(f"{path}: {blank}; give a table with at least one complete planet")
+    return [_from_row(path, number, row) for number, row in whole]
 
 
 def _from_row(path: Path, number: int, row: dict[str, str]) -> Planet:

@@ -90,12 +90,18 @@ def test_earth_in_a_catalogue_has_earths_gravity_and_irradiance(tmp_path: Path) 
     assert (earth.gravity_m_s2, earth.irradiance_w_m2) == (9.807, 1361.0)
 
 
+def test_rows_of_a_catalogue_with_a_blank_are_left_out(tmp_path: Path) -> None:
+    rows = "Blank,Sun,,1,150,1,1,5772,1,1\nEarth,Sun,1,1,150,1,1,5772,1,1\nShort,Sun,1"
+    assert [p.name for p in planets.read_catalogue(write_catalogue(tmp_path, rows))] == ["Earth"]
+
+
 @pytest.mark.parametrize(
     ("row", "columns", "says"),
     [
         ("Earth,Sun,one,1,150,1,1,5772,1,1", COLUMNS, r"line 3: pl_rade='one' is no number"),
         ("Earth,Sun,1,1,150,1,1361,5772,1,1", COLUMNS, r"irradiance_w_m2=1\.85.*check the unit"),
         ("Earth,Sun", "pl_name,hostname", r"column pl_rade is missing; download"),
+        ("Earth,Sun,,1,150,1,1,5772,1,1", COLUMNS, r"1 rows, each with a blank among .*at least one complete planet"),
     ],
 )
 def test_a_bad_catalogue_is_named_with_line_and_column(tmp_path: Path, row: str, columns: str, says: str) -> None:
