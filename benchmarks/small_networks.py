@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import statistics
 import sys
@@ -29,7 +28,6 @@ from trainers.engine import DeepSpeedEngine, weigh
 
 SAMPLES = 64
 _FLATTEN = flat.flatten
-_GRAPHED = functools.partial(_FLATTEN, graphed=True)
 WARM_UP, STEPS, REPEATS = (6, 15, 3) if torch.cuda.is_available() else (1, 2, 1)
 
 
@@ -120,15 +118,6 @@ def _leave(module: nn.Module, name: str) -> list[Any]:
     return []
 
 
-def graphed(objective: nn.Module) -> nn.Module:
-    """Replay the networks of an objective as CUDA graphs."""
-    names = {id(module): name for name, module in objective.named_modules()}
-    objective.cuda()
-    for module in objective.leaf_modules():  # type: ignore[operator]
-        _GRAPHED(module, names[id(module)])
-    return objective
-
-
 def geometric(objective: nn.Module, batch: Batch) -> nn.Module:
     """Put message passing in the place of every dense graph transformer."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -161,8 +150,8 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def compare(part: str, samples: int = SAMPLES, graphs: bool = False) -> dict[str, Any]:
-    """Time forms of a part's step on the same batch and weights: kernels one by one, or replayed as CUDA graphs."""
+def compare(part: str, samples: int = SAMPLES) -> dict[str, Any]:
+    """Time forms of a part's step on the same batch and weights."""
     batch, chemistry = load(samples)
     config = settings(part, samples)
 
@@ -173,14 +162,10 @@ def compare(part: str, samples: int = SAMPLES, graphs: bool = False) -> dict[str
 
     # Plain forms first: DeepSpeed changes torch.nn.functional.linear of the whole process.
     forms: dict[str, Callable[[], Callable[[], Any]]] = {"plain": lambda: plain(config, objective(), batch)}
-    if part == "graph_vae" and not graphs:
+    if part == "graph_vae":
         forms["geometric"] = lambda: plain(config, geometric(objective(), batch), batch)
-    if graphs:
-        forms["plain_graphed"] = lambda: plain(config, graphed(objective()), batch)
-        forms["zero3_graphed"] = lambda: zero3(config, objective(), batch, _GRAPHED)
-    else:
-        forms["zero3_unflattened"] = lambda: zero3(config, objective(), batch, _leave)
-        forms["zero3"] = lambda: zero3(config, objective(), batch)
+    forms["zero3_unflattened"] = lambda: zero3(config, objective(), batch, _leave)
+    forms["zero3"] = lambda: zero3(config, objective(), batch)
     found = {}
     for name, make in forms.items():
         found[name] = time_steps(make())
@@ -191,9 +176,6 @@ def compare(part: str, samples: int = SAMPLES, graphs: bool = False) -> dict[str
 
 
 ROWS = [Row("graph_vae_step", lambda: compare("graph_vae")), Row("cnn_step", lambda: compare("cnn"))]
-if torch.cuda.is_available():
-    ROWS.append(Row("graph_vae_step_graphs", lambda: compare("graph_vae", graphs=True)))
-    ROWS.append(Row("cnn_step_graphs", lambda: compare("cnn", graphs=True)))
 
 if __name__ == "__main__":
     sys.exit(main("benchmarks.small_networks", ROWS, options()))

@@ -198,7 +198,7 @@ def _texts(texts: Sequence[TextSample | None]) -> TextBatch:
     )
 
 
-def absent_row(sample_id: str) -> Row:
+def absent_row(sample_id: str) -> SampleRow:
     """Return a row of which nothing is present: it adds nothing to any sum or count of a loss."""
     tensors: dict[str, Any] = {name: np.zeros(shape, dtype) for name, (dtype, shape) in SAMPLE_TENSORS.items()}
     return SampleRow(

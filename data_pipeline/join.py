@@ -24,8 +24,8 @@ from data_pipeline.shard_rows import (
     Opened,
     OpenShard,
     PlainFile,
-    Row,
     ShardRow,
+    ToldRow,
     open_plain,
 )
 from data_pipeline.shards import GRAPH_TENSORS, SAMPLE_TENSORS, absent_graph, to_table, write_table
@@ -167,7 +167,7 @@ class JoinedSource:
                     lost[row] = (key, modality)
         return lost
 
-    def row(self, shard: int, row: int) -> Row:
+    def row(self, shard: int, row: int) -> ToldRow:
         """Return one sample with its parts."""
         base = self._source.row(shard, int(self._kept[shard][row]))
         return JoinedRow(base, {m: part.find(base.sample_id) for m, part in self._parts.items()}, self._vocabulary)
@@ -176,7 +176,7 @@ class JoinedSource:
 class JoinedRow(NamedTuple):
     """One sample, and its rows in the parts (None: masked)."""
 
-    base: Row
+    base: ToldRow
     parts: dict[str, ShardRow | None]
     vocabulary: dict[str, int]
 

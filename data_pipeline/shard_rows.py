@@ -69,6 +69,10 @@ class Row(Protocol):
         """Return the network, as views where it can."""
         ...
 
+
+class ToldRow(Row, Protocol):
+    """A row that a text can be written from."""
+
     def sample(self) -> Sample:
         """Return what the text is written from: everything but the cube, which may be zeros."""
         ...

@@ -25,7 +25,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.graph_folder import graph_samples
 from data_pipeline.join import JoinedSource, Missing, parse_parts
 from data_pipeline.order import SHUFFLE_SHARDS, Order, generator
-from data_pipeline.shard_rows import PRESENT, BadSampleError, Opened, OpenShard, Row, SampleRow, open_plain
+from data_pipeline.shard_rows import PRESENT, BadSampleError, Opened, OpenShard, SampleRow, ToldRow, open_plain
 from data_pipeline.shards import SCHEMA, damage, load_chemistry, load_manifest, repair
 
 TextMode = Literal["mixed", "full", "observable"]
@@ -46,7 +46,7 @@ class Source(Protocol):
     left_out: tuple[str, ...]  # damaged shards that are not among them
     chemistry: dict[str, Any]  # of the vocabulary: metabolism.chemistry_table
 
-    def row(self, shard: int, row: int) -> Row:
+    def row(self, shard: int, row: int) -> ToldRow:
         """Return one sample where it is stored.
 
         Raises:
@@ -101,7 +101,7 @@ class ShardSource:
         self._streamed: datasets.IterableDataset | None = None
         self._opened = Opened(self._open, at_least=2 * shuffle_shards)  # remote ones are in memory whole: two windows
 
-    def row(self, shard: int, row: int) -> Row:
+    def row(self, shard: int, row: int) -> ToldRow:
         """Return one sample where it is stored.
 
         Raises:
@@ -145,7 +145,7 @@ class GraphFolderSource:
         self._rows = [SampleRow(s) for s in samples if s.split == split]
         self.shard_rows: Sequence[int] = [len(self._rows)]
 
-    def row(self, shard: int, row: int) -> Row:
+    def row(self, shard: int, row: int) -> ToldRow:
         """Return one sample."""
         return self._rows[row]
 
@@ -312,7 +312,7 @@ class BatchStream:
         """Return this rank's part of the samples at positions [begin, end)."""
         first, last = (begin + (end - begin) * r // self._world for r in (self._rank, self._rank + 1))
         passes, shards, rows = self._order.places(first, last)
-        found: list[tuple[int, Row]] = []
+        found: list[tuple[int, ToldRow]] = []
         for number, shard, row in zip(passes.tolist(), shards.tolist(), rows.tolist(), strict=True):
             try:
                 found.append((number, self.source.row(shard, row)))
@@ -325,7 +325,7 @@ class BatchStream:
                 self._leave_out(error)
                 found = [(number, row) for number, row in found if row.sample_id != error.sample_id]
 
-    def _collate(self, found: list[tuple[int, Row]]) -> Batch:
+    def _collate(self, found: list[tuple[int, ToldRow]]) -> Batch:
         texts, visible = zip(*(self._write(row, number) for number, row in found), strict=True)
         return collate_rows([row for _, row in found], texts, self._memory, None, np.stack(visible))
 
@@ -339,7 +339,7 @@ class BatchStream:
         self.bad_samples[error.sample_id] = error.reason
         print(f"[stream] left out: {error}", file=sys.stderr, flush=True)
 
-    def _write(self, row: Row, pass_number: int) -> tuple[TextSample | None, np.ndarray]:
+    def _write(self, row: ToldRow, pass_number: int) -> tuple[TextSample | None, np.ndarray]:
         """Return the text about a sample, and what the fusion may read of it (Q bool)."""
         present = row.fixed()[PRESENT].view(bool)
         if self._tokenizer is None and self.text_mode == "full":
@@ -363,7 +363,7 @@ class BatchStream:
         return self._sizes(pass_number, shards, rows, lambda row: len(row.graph().metabolites))
 
     def _tokens(self, pass_number: int, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        def tokens(row: Row) -> int:
+        def tokens(row: ToldRow) -> int:
             said, _ = self._write(row, pass_number)
             if said is None:
                 return 0

@@ -8,14 +8,11 @@ made at the start of the module's forward and gone at its end. Names and shapes 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from trainers.graphed import Graphed
 
 
 class Slot(NamedTuple):
@@ -37,14 +34,13 @@ class Flat(NamedTuple):
     slots: tuple[Slot, ...]
 
 
-def flatten(module: nn.Module, name: str, graphed: bool = False) -> list[Flat]:
+def flatten(module: nn.Module, name: str) -> list[Flat]:
     """Move the trained parameters of a module into flat ones: matrices into one of 1 x n, vectors into one of n.
 
     The two kinds keep the number of axes by which weight decay tells them apart. Frozen parameters stay.
 
     Args:
         name: Of the module in its objective.
-        graphed: Replay training passes as CUDA graphs (trainers/graphed.py); for modules without dropout on a GPU.
     """
     kinds: dict[tuple[torch.dtype, bool], list[tuple[str, nn.Module, str, nn.Parameter]]] = {}
     for owner_name, owner in module.named_modules(prefix=name):
@@ -61,7 +57,9 @@ def flatten(module: nn.Module, name: str, graphed: bool = False) -> list[Flat]:
 
     # DeepSpeed puts a Python function in the place of F.linear, so that autograd holds no gathered weight. Here all are
     # gathered and held anyway, and the function costs more than the product.
-    def run(values: Sequence[Tensor], inputs: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    @functools.wraps(inner)
+    def forward(anchor: Tensor, *inputs: Any, **named: Any) -> Any:
+        values = _Anchored.apply(anchor, *(flat.parameter for flat in flats))
         for flat, value in zip(flats, values, strict=True):
             _show(flat, value)
         linear, F.linear = F.linear, torch._C._nn.linear
@@ -71,14 +69,6 @@ def flatten(module: nn.Module, name: str, graphed: bool = False) -> list[Flat]:
             F.linear = linear
             for slot in (slot for flat in flats for slot in flat.slots):
                 slot.owner.__dict__.pop(slot.attribute, None)
-
-    replay = Graphed(run) if graphed and not _drops_out(module) else run
-
-    @functools.wraps(inner)
-    def forward(anchor: Tensor, *inputs: Any, **named: Any) -> Any:
-        values = _Anchored.apply(anchor, *(flat.parameter for flat in flats))
-        trains = module.training and torch.is_grad_enabled() and anchor.is_cuda
-        return (replay if trains else run)(values, inputs, named)
 
     module.register_forward_pre_hook(anchored)
     module.forward = forward  # type: ignore[method-assign]
@@ -119,14 +109,6 @@ def _merge(
     attribute = f"flat_{'matrices' if is_matrix else 'vectors'}_{str(dtype).removeprefix('torch.')}"
     module.register_parameter(attribute, flat)
     return Flat(f"{name}.{attribute}", flat, tuple(slots))
-
-
-def _drops_out(module: nn.Module) -> bool:
-    """Tell whether a module draws random numbers in training, which a replay would repeat."""
-    return any(
-        (isinstance(m, nn.Dropout) and m.p > 0) or (isinstance(rate := getattr(m, "dropout", 0.0), float) and rate > 0)
-        for m in module.modules()
-    )
 
 
 def _show(flat: Flat, values: Tensor) -> None:

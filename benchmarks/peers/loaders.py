@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from data_pipeline import shards
-from data_pipeline.batch import Batch, GraphSample, Sample
+from data_pipeline.batch import Batch, GraphSample
 from data_pipeline.collate import Memory, collate_rows
 from data_pipeline.errors import InputError
 from data_pipeline.reaction_tables import cache_dir
@@ -129,10 +129,6 @@ class RecordRow(NamedTuple):
             place += tensors[name].nbytes
         nutrients = tuple(json.loads(self.strings["nutrients"]))
         return GraphSample(metabolites=names, organism=self.strings["organism"], nutrients=nutrients, **tensors)
-
-    def sample(self) -> Sample:
-        """Nothing here reads a text."""
-        raise NotImplementedError
 
 
 _ABSENT = shards.absent_graph()
