@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_fixture import sample
+from start_ranks import start_ranks
 
 from data_pipeline.batch import Batch, TextBatch
 from data_pipeline.collate import collate
@@ -98,28 +97,8 @@ def train(
 
 @pytest.mark.parametrize(("recompute", "silent"), [("auto", 0), ("auto", 2), ("layer", 0)])
 def test_two_zero3_ranks_equal_one_process(recompute: str, silent: int, tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_SIZE": "0"}
-    shared |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, recompute, str(silent), str(tmp_path)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        output = [rank.communicate(timeout=120)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert (tmp_path / "curve.json").is_file(), "\n".join(text[-3000:] for text in output)
+    arguments = [recompute, str(silent), str(tmp_path)]
+    start_ranks(__file__, arguments, 2, tmp_path / "curve.json", timeout_s=120)
     curve, weights = train("local", 1, 0, recompute, silent)
     for two, one in zip(json.loads((tmp_path / "curve.json").read_text()), curve, strict=True):
         assert two == pytest.approx(one, rel=5e-5)

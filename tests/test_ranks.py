@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from rank_job import engine_of, train
 from safetensors.torch import load_file
+from start_ranks import start_ranks
 
 pytestmark = pytest.mark.ranks
 JOB = Path(__file__).with_name("rank_job.py")
 
 
 def run_ranks(name: str, folder: Path, world: int) -> None:
-    """Run a job of rank_job.py on some ranks; judge it by its results: a rank may abort while exiting."""
+    """Run a job of rank_job.py on some ranks."""
     folder.mkdir(exist_ok=True)
-    (folder / "curve.json").unlink(missing_ok=True)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_SIZE": "0"}
-    shared |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(JOB), name, str(folder)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        output = [rank.communicate(timeout=240)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert (folder / "curve.json").is_file(), "\n".join(text[-3000:] for text in output)
+    start_ranks(JOB, [name, str(folder)], world, folder / "curve.json")
 
 
 def results(folder: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:

@@ -80,7 +80,7 @@ class _Anchored(torch.autograd.Function):
 
     DeepSpeed reduces the gradients of a leaf module in a full backward hook, which torch calls when the gradient of the
     module's inputs is there, and at once when no input wants one. The anchor is an input that always wants one, at no
-    cost: letting the climate cube want a gradient instead doubled the step of the CNN (CHANGELOG.md).
+    cost: letting the climate cube want a gradient instead made a CNN step 40 % longer (CHANGELOG.md).
     """
 
     @staticmethod
