@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline import climate, environment, metabolism, spectra
+from data_pipeline import climate, environment, flux_balance, habitat, metabolic_graph, spectra
 from data_pipeline.batch import (
     CLIMATE,
     ENVIRONMENT_VECTOR,
@@ -74,14 +74,14 @@ def inhabitants(surface: np.ndarray) -> list[Pair]:
 
     What an organism cannot use is left out: two waters that differ in that alone are one question, and one split.
     """
-    offered = metabolism.nutrients(surface)
-    return [(organism, metabolism.usable(organism, offered)) for organism in metabolism.viable_organisms(surface)]
+    offered = habitat.nutrients(surface)
+    return [(organism, flux_balance.usable(organism, offered)) for organism in habitat.viable_organisms(surface)]
 
 
 def solve(pair: Pair) -> GraphSample | None:
     """Return the active network of an organism on these nutrients; None where it makes no ATP."""
-    active = metabolism.solve(*pair)
-    return None if active is None else metabolism.network_graph(active)
+    active = flux_balance.solve(*pair)
+    return None if active is None else metabolic_graph.network_graph(active)
 
 
 def network_keys(networks: Mapping[Pair, GraphSample]) -> dict[Pair, str]:
@@ -117,7 +117,7 @@ def choose(
 
 def inhabit(sample: Sample, feasible: Sequence[Pair], graph: GraphSample | None) -> Sample:
     """Return the sample with its label and, when one was chosen, its network, on all nutrients of the environment."""
-    offered = tuple(metabolism.nutrients(sample.environment)) if sample.present[ENVIRONMENT_VECTOR] else ()
+    offered = tuple(habitat.nutrients(sample.environment)) if sample.present[ENVIRONMENT_VECTOR] else ()
     present = sample.present.copy()
     present[GRAPH] = graph is not None
     habitable = sample.facts["liquid_water_share"] >= HABITABLE_WATER_SHARE and len(feasible) > 0

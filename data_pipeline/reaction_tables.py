@@ -230,7 +230,7 @@ def _read_universe(path: Path, wanted: set[str]) -> tuple[dict[str, dict[str, fl
 def _sides(element: ElementTree.Element) -> dict[str, float]:
     net: dict[str, float] = {}
     for child in element:
-        sign = {"listOfReactants": -1.0, "listOfProducts": 1.0}.get(child.tag.rpartition("}")[2])
+        sign = {"listOfReactants": -1.0, "listOfProducts": 1.0}.get(child.tag.rpartition("}")[2], 0.0)
         for reference in child if sign else ():
             metabolite = reference.attrib["species"].removeprefix("M_")
             net[metabolite] = net.get(metabolite, 0.0) + sign * float(reference.attrib["stoichiometry"])

@@ -307,7 +307,7 @@ def load_manifest(data_dir: str | Path) -> Manifest:
 
 
 def load_chemistry(data_dir: str | Path) -> dict[str, Any]:
-    """Read the chemistry of the data set's vocabulary (metabolism.chemistry_table).
+    """Read the chemistry of the data set's vocabulary (reaction_db.chemistry_table).
 
     Raises:
         InputError: The file is missing or no JSON.

@@ -44,7 +44,7 @@ class Source(Protocol):
 
     shard_rows: Sequence[int]
     left_out: tuple[str, ...]  # damaged shards that are not among them
-    chemistry: dict[str, Any]  # of the vocabulary: metabolism.chemistry_table
+    chemistry: dict[str, Any]  # of the vocabulary: reaction_db.chemistry_table
 
     def row(self, shard: int, row: int) -> ToldRow:
         """Return one sample where it is stored.

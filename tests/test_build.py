@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from data_fixture import PLANETS, built_dataset
 
-from data_pipeline import assemble, build, metabolism, shards
+from data_pipeline import assemble, build, habitat, shards
 from data_pipeline.batch import ENVIRONMENT_VECTOR, GRAPH, Sample
 from data_pipeline.errors import InputError
 from data_pipeline.shards import Manifest
@@ -83,8 +83,8 @@ def test_the_network_of_a_planet_belongs_to_its_split_and_runs_on_its_nutrients(
         graph = sample.graph
         (key,) = assemble.network_keys({(graph.organism, graph.nutrients): graph}).values()
         assert shards.split_of(key) == sample.split
-        assert graph.organism in metabolism.viable_organisms(sample.environment)
-        assert tuple(metabolism.nutrients(sample.environment)) == graph.nutrients
+        assert graph.organism in habitat.viable_organisms(sample.environment)
+        assert tuple(habitat.nutrients(sample.environment)) == graph.nutrients
         assert 0 < len(graph.metabolites) <= 64 and graph.edge_type.min() >= 1
         assert [data.manifest.vocabulary[i] for i in graph.metabolite_index] == list(graph.metabolites)
 

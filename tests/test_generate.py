@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline import graph_files, metabolism, shards
+from data_pipeline import graph_files, habitat, shards
 from data_pipeline.environment import parse_environment
 from models.biochemistry import Chemistry
 from models.configs import ModelConfig
@@ -103,4 +103,4 @@ def test_the_organism_of_a_real_network_is_among_those_that_make_atp_with_it(dat
 def test_records_hold_the_nutrients_of_their_environment(dataset: Path) -> None:
     for record in read_records(dataset, "train"):
         if record.edges:
-            assert record.nutrients == metabolism.nutrients(record.environment)
+            assert record.nutrients == habitat.nutrients(record.environment)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import metabolism, reaction_tables
+from data_pipeline import feasibility, flux_balance, habitat, metabolic_graph, reaction_db, reaction_tables
 from data_pipeline.environment import parse_environment
 from data_pipeline.errors import InputError
 from data_pipeline.variables import EDGE_TYPES, MAX_METABOLITES, NODE_FEATURES
@@ -20,20 +20,20 @@ GEOBACTER = "Geobacter metallireducens GS-15"
 
 
 def edges_of(organism: str, *nutrients: str) -> set[tuple[str, str]]:
-    active = metabolism.solve(organism, tuple(sorted(nutrients)))
+    active = flux_balance.solve(organism, tuple(sorted(nutrients)))
     assert active is not None
-    graph = metabolism.network_graph(active)
+    graph = metabolic_graph.network_graph(active)
     return {(graph.metabolites[s], graph.metabolites[p]) for s, p in graph.edge_index.T}
 
 
 def test_no_organism_makes_atp_from_salts_alone() -> None:
-    assert len(metabolism.load_organisms()) == 19  # of 20: one model makes ATP from nothing and is left out
-    assert all(metabolism.solve(name, ()) is None for name in metabolism.load_organisms())
+    assert len(flux_balance.load_organisms()) == 19  # of 20: one model makes ATP from nothing and is left out
+    assert all(flux_balance.solve(name, ()) is None for name in flux_balance.load_organisms())
 
 
 def test_respiration_of_glucose_makes_about_ten_times_the_atp_of_fermentation() -> None:
-    with_o2 = metabolism.solve(ECOLI, ("glc__D_e", "o2_e"))
-    without = metabolism.solve(ECOLI, ("glc__D_e",))
+    with_o2 = flux_balance.solve(ECOLI, ("glc__D_e", "o2_e"))
+    without = flux_balance.solve(ECOLI, ("glc__D_e",))
     assert with_o2 is not None and without is not None
     assert with_o2.atp == pytest.approx(235.0, rel=0.01)  # 10 mmol glucose, 23.5 ATP each in iML1515
     assert without.atp == pytest.approx(25.0, rel=0.02)
@@ -50,11 +50,11 @@ def test_respiration_of_glucose_makes_about_ten_times_the_atp_of_fermentation() 
     ],
 )
 def test_anaerobes_live_on_what_they_are_known_for(organism: str, nutrients: tuple[str, ...]) -> None:
-    assert metabolism.solve(organism, nutrients) is not None
+    assert flux_balance.solve(organism, nutrients) is not None
 
 
 def test_methanogenesis_secretes_methane() -> None:
-    active = metabolism.solve(METHANOSARCINA, ("co2_e", "h2_e"))
+    active = flux_balance.solve(METHANOSARCINA, ("co2_e", "h2_e"))
     assert active is not None
     assert "ch4_e" in active.secreted
 
@@ -67,9 +67,9 @@ def test_edges_run_from_substrate_to_product_in_the_direction_of_the_flux() -> N
 
 
 def test_features_say_what_is_supplied_and_what_is_secreted() -> None:
-    active = metabolism.solve(ECOLI, ("glc__D_e",))
+    active = flux_balance.solve(ECOLI, ("glc__D_e",))
     assert active is not None
-    graph = metabolism.network_graph(active)
+    graph = metabolic_graph.network_graph(active)
     feature = dict(zip(graph.metabolites, graph.features, strict=True))
     glucose = feature["glc__D_e"]
     assert glucose[:3].tolist() == [6.0, 12.0, 0.0]
@@ -81,62 +81,62 @@ def test_features_say_what_is_supplied_and_what_is_secreted() -> None:
 
 
 def test_a_vocabulary_numbers_the_metabolites() -> None:
-    active = metabolism.solve(METHANOSARCINA, ("meoh_e",))
+    active = flux_balance.solve(METHANOSARCINA, ("meoh_e",))
     assert active is not None
-    graph = metabolism.network_graph(active)
+    graph = metabolic_graph.network_graph(active)
     rows = {m: 7 + i for i, m in enumerate(graph.metabolites)}
-    assert metabolism.with_vocabulary(graph, rows).metabolite_index.tolist() == list(rows.values())
+    assert metabolic_graph.with_vocabulary(graph, rows).metabolite_index.tolist() == list(rows.values())
 
 
 def test_nutrients_follow_the_thresholds_of_an_environment() -> None:
-    oxic = metabolism.nutrients(parse_environment("o2=0.2,redox=0.6,ph=7,glucose=0.001,co2=0.001"))
+    oxic = habitat.nutrients(parse_environment("o2=0.2,redox=0.6,ph=7,glucose=0.001,co2=0.001"))
     assert {"o2_e", "no3_e", "glc__D_e", "co2_e"} <= set(oxic)
-    anoxic = metabolism.nutrients(parse_environment("o2=0,redox=-0.2,ph=7,acetate=0.001,h2=0.01"))
+    anoxic = habitat.nutrients(parse_environment("o2=0,redox=-0.2,ph=7,acetate=0.001,h2=0.01"))
     assert {"ac_e", "h2_e"} <= set(anoxic)
     assert not {"o2_e", "no3_e", "fe3_e"} & set(anoxic)
 
 
 def test_only_the_most_concentrated_organics_are_offered() -> None:
     text = "glucose=0.004,acetate=0.003,glycine=0.002,formate=0.001,ethanol=0.0005"
-    offered = set(metabolism.nutrients(parse_environment(text)))
+    offered = set(habitat.nutrients(parse_environment(text)))
     assert {"glc__D_e", "ac_e"} <= offered
     assert "etoh_e" not in offered
 
 
 def test_without_oxygen_nitrate_and_ferric_iron_go_too() -> None:
-    assert metabolism.anoxic(("ac_e", "fe3_e", "no3_e", "o2_e")) == ("ac_e",)
+    assert habitat.anoxic(("ac_e", "fe3_e", "no3_e", "o2_e")) == ("ac_e",)
 
 
 def test_growth_ranges_decide_who_lives_where() -> None:
-    hot = metabolism.viable_organisms(parse_environment("temperature_k=350,ph=6.5,o2=0,redox=-0.3"))
+    hot = habitat.viable_organisms(parse_environment("temperature_k=350,ph=6.5,o2=0,redox=-0.3"))
     assert hot == ["Thermotoga maritima MSB8"]
-    mild = metabolism.viable_organisms(parse_environment("temperature_k=310,ph=7,o2=0,redox=-0.3"))
+    mild = habitat.viable_organisms(parse_environment("temperature_k=310,ph=7,o2=0,redox=-0.3"))
     assert METHANOSARCINA in mild
     assert "Pseudomonas putida KT2440" not in mild  # aerobic
-    assert METHANOSARCINA not in metabolism.viable_organisms(parse_environment("temperature_k=310,ph=7,o2=0.2"))
+    assert METHANOSARCINA not in habitat.viable_organisms(parse_environment("temperature_k=310,ph=7,o2=0.2"))
 
 
 def test_real_networks_are_feasible_and_their_edges_known() -> None:
-    database = metabolism.load_reaction_db()
+    database = reaction_db.load_reaction_db()
     for organism, nutrients in (
         (ECOLI, ("glc__D_e", "o2_e")),
         (METHANOSARCINA, ("meoh_e",)),
         (GEOBACTER, ("ac_e", "fe3_e")),
     ):
         edges = edges_of(organism, *nutrients)
-        assert metabolism.atp_feasible(edges, nutrients)
+        assert feasibility.atp_feasible(edges, nutrients)
         assert all(database.has_edge(*edge) for edge in edges)
 
 
 def test_a_network_is_not_feasible_without_its_food_nor_backwards_nor_empty() -> None:
     edges = edges_of(METHANOSARCINA, "meoh_e")
-    assert not metabolism.atp_feasible(edges, ("glc__D_e",))
-    assert not metabolism.atp_feasible({(p, s) for s, p in edges}, ("meoh_e",))
-    assert not metabolism.atp_feasible(set(), ("glc__D_e", "o2_e"))
+    assert not feasibility.atp_feasible(edges, ("glc__D_e",))
+    assert not feasibility.atp_feasible({(p, s) for s, p in edges}, ("meoh_e",))
+    assert not feasibility.atp_feasible(set(), ("glc__D_e", "o2_e"))
 
 
 def test_the_database_masks_what_no_reaction_makes() -> None:
-    database = metabolism.load_reaction_db()
+    database = reaction_db.load_reaction_db()
     mask = database.mask(["g6p_c", "f6p_c", "ch4_e"])
     assert mask[0, 1] and mask[1, 0]
     assert not mask[0, 2] and not mask[2, 0]
@@ -145,7 +145,7 @@ def test_the_database_masks_what_no_reaction_makes() -> None:
 
 
 def test_the_chemistry_table_is_json_and_counts_atoms() -> None:
-    table = json.loads(json.dumps(metabolism.chemistry_table(["f6p_c", "g6p_c"])))
+    table = json.loads(json.dumps(reaction_db.chemistry_table(["f6p_c", "g6p_c"])))
     assert table["metabolites"] == ["f6p_c", "g6p_c"]
     assert table["composition"][0][:6] == [6.0, 11.0, 0.0, 9.0, 1.0, 0.0]
     assert {(s, p) for s, p, _ in table["allowed_edges"]} == {(0, 1), (1, 0)}
@@ -179,6 +179,6 @@ def test_a_cache_folder_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyP
 
 
 def test_organisms_keep_their_flux_limits_in_order() -> None:
-    for organism in metabolism.load_organisms().values():
+    for organism in flux_balance.load_organisms().values():
         assert np.all(organism.lower <= organism.upper)
         assert organism.stoichiometry.shape == (len(organism.metabolites), len(organism.reactions))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline import assemble, graph_files, metabolism, planets, text
+from data_pipeline import assemble, graph_files, habitat, planets, reaction_db, text
 from data_pipeline.batch import MODALITIES, OBSERVABLE, Sample
 from data_pipeline.collate import collate
 from data_pipeline.environment import parse_environment
@@ -66,7 +66,7 @@ def generate(
     objective.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     networks = draw(find_graph_vae(objective), chemistry.metabolites, np.repeat(environment[None], count, axis=0), seed)
-    nutrients = metabolism.nutrients(environment)
+    nutrients = habitat.nutrients(environment)
     runners = oracle.organisms([oracle.Question(n.edges, nutrients) for n in networks])
     report: dict[str, Any] = {
         "run": str(run),
@@ -74,7 +74,7 @@ def generate(
         "environment": {v.name: float(x) for v, x in zip(ENVIRONMENT, environment, strict=True)},
         "environment_units": {v.name: v.unit for v in ENVIRONMENT},
         "nutrients": list(nutrients),
-        "organisms_that_stand_the_conditions": metabolism.viable_organisms(environment),
+        "organisms_that_stand_the_conditions": habitat.viable_organisms(environment),
         "organisms_that_make_atp": [p[0] for p in assemble.inhabitants(environment) if assemble.solve(p) is not None],
     }
     if sample is not None:
@@ -129,7 +129,7 @@ def write(
     organisms: tuple[str, ...],
 ) -> dict[str, Any]:
     """Write one network as NPZ and GraphML; return its line of the report."""
-    graph = metabolism.graph_of_edges(sorted(network.edges), nutrients)
+    graph = reaction_db.graph_of_edges(sorted(network.edges), nutrients)
     name = f"network_{number:03d}"
     graph_files.write_npz(out / f"{name}.npz", graph, environment)
     graph_files.write_graphml(out / f"{name}.graphml", graph)

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import NamedTuple, TypeVar
 
-from data_pipeline import metabolism
+from data_pipeline import feasibility, reaction_db
 from trainers.records import Edges
 
 T = TypeVar("T")
@@ -22,11 +22,11 @@ class Question(NamedTuple):
 
 
 def _runs(question: Question) -> tuple[str, ...]:
-    return tuple(metabolism.organisms_that_run(sorted(question.edges), question.nutrients))
+    return tuple(feasibility.organisms_that_run(sorted(question.edges), question.nutrients))
 
 
 def _feasible(question: Question) -> bool:
-    return metabolism.atp_feasible(sorted(question.edges), question.nutrients)
+    return feasibility.atp_feasible(sorted(question.edges), question.nutrients)
 
 
 def atp_feasible(questions: Sequence[Question], processes: int | None = None) -> list[bool]:
@@ -50,6 +50,6 @@ def _answers(answer: Callable[[Question], T], questions: Sequence[Question], pro
 
 def edge_precision(networks: Sequence[Edges]) -> float:
     """Return the share of all edges, of all networks together, that some known reaction makes."""
-    database = metabolism.load_reaction_db()
+    database = reaction_db.load_reaction_db()
     edges = [edge for network in networks for edge in network]
     return sum(database.has_edge(*edge) for edge in edges) / len(edges) if edges else float("nan")
