@@ -18,6 +18,7 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -164,7 +165,7 @@ def _distil() -> bytes:
         if formula:
             compounds.setdefault(base_of(name), (formula, charge))
     formulas = [species[m] if species[m][0] else compounds.get(base_of(m), ("", 0.0)) for m in metabolites]
-    arrays: dict[str, np.ndarray] = {
+    arrays: dict[str, Any] = {
         "metabolites": np.array(metabolites),
         "formulas": np.array([f for f, _ in formulas]),
         "charges": np.array([c for _, c in formulas], dtype=np.float32),
