@@ -1,0 +1,355 @@
+"""Compare generators of graphs: same data, same seconds of training, same number of draws.
+
+`./launch.sh bench generation --json [--data metabolic,planar] [--models ours,vgae] [--budget SECONDS] [--seeds K]`
+prints one line a (data, model, seed) as each is done; `--graphs DIR` takes a folder of NPZ graphs instead of --data.
+Each runs in a process of its own. It takes about rows x (budget + 30 s) / jobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import graph_metrics, metabolic_metrics as metabolic, metabolic_sets, public_sets, rows
+from benchmarks.graph_metrics import DIRECTED, UNDIRECTED, Statistic, squared_mmd
+from benchmarks.graph_sets import Generator, Graph, GraphSet
+from benchmarks.rows import Row
+from data_pipeline.errors import InputError
+from trainers import metrics, oracle
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ours": ("benchmarks.ours_generation:Ours", {}),
+    "ours_one_shot": ("benchmarks.ours_generation:Ours", {"steps": 1}),
+    "vgae": ("benchmarks.peers.generation_vgae:Model", {}),
+    "directed_vgae": ("benchmarks.peers.generation_directed_vgae:Model", {}),
+    "graphvae": ("benchmarks.peers.generation_graphvae:Model", {}),
+    "graphite": ("benchmarks.peers.generation_graphite:Model", {}),
+    "autoregressive": ("benchmarks.peers.generation_autoregressive:Model", {}),
+    "digress": ("benchmarks.peers.generation_digress:Model", {}),
+    "junction_tree": ("benchmarks.peers.generation_junction_tree:Model", {}),
+    "nearest_neighbour": ("benchmarks.peers.nearest_neighbour:NearestNeighbour", {}),
+    "rewired": ("benchmarks.peers.rewired:Rewired", {}),
+    "real": ("benchmarks.peers.nearest_neighbour:Real", {}),  # what a perfect model would reach
+}
+DATA = (*metabolic_sets.NAMES, *public_sets.NAMES)
+LEAST_DRAWS = 100  # of sets without conditions, in whole batches of the size of the test
+OVERHEAD_S = 600.0  # of reading, sampling and judging, before a row counts as hung
+FOLDER = "folder"
+
+
+class Drawn(NamedTuple):
+    """What a trained model drew, and what that took."""
+
+    graphs: list[Graph]
+    unmasked: list[Graph]  # without the mask of known reactions; empty for models that cannot
+    facts: dict[str, Any]
+
+
+def options() -> argparse.ArgumentParser:
+    """Return the options beside those of every benchmark."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--data", default="metabolic", help=f"of {','.join(DATA)}")
+    parser.add_argument("--graphs", default="", metavar="DIR", help="a folder of NPZ graphs, instead of --data")
+    parser.add_argument("--public", default="", metavar="DIR", help=f"where {', '.join(public_sets.NAMES)} are")
+    parser.add_argument("--models", default=",".join(MODELS), help="names, separated by commas")
+    parser.add_argument("--budget", type=float, default=60.0, metavar="SECONDS", help="of training, a model")
+    parser.add_argument("--seeds", type=int, default=3, metavar="K")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="rows at once; the cores are shared out")
+    return parser
+
+
+# --- one row ----------------------------------------------------------------------------------------------------------
+def measure(data_name: str, model_name: str, seed: int) -> dict[str, Any]:
+    """Train one model on one set, draw and judge."""
+    given = options().parse_known_args()[0]
+    data, organisms = load(data_name, given)
+    drawn = train_and_draw(build(model_name, given.device), data, seed, given.budget)
+    judge = judge_metabolic if data_name in metabolic_sets.NAMES else judge_graphs
+    return {
+        "benchmark": "generation",
+        "data": data.name,
+        "model": model_name,
+        "seed": seed,
+        **{k: _plain(v) for k, v in judge(data, drawn, organisms).items()},
+        **drawn.facts,
+        "device": given.device,
+        "budget_seconds": given.budget,
+    }
+
+
+def load(name: str, given: argparse.Namespace) -> tuple[GraphSet, tuple[str, ...]]:
+    """Return a set and the organisms that are left out of its training."""
+    if name == FOLDER:
+        return public_sets.load_folder(given.graphs), ()
+    return metabolic_sets.load(name) if name in metabolic_sets.NAMES else (public_sets.load(name, given.public), ())
+
+
+def build(name: str, device: str) -> Generator:
+    """Return an untrained model by its name in MODELS."""
+    import torch
+
+    place, arguments = MODELS[name]
+    module, name_there = place.split(":")
+    model: Generator = getattr(importlib.import_module(module), name_there)(torch.device(device), **arguments)
+    return model
+
+
+def train_and_draw(model: Generator, data: GraphSet, seed: int, budget_seconds: float) -> Drawn:
+    """Train, then draw DRAWS graphs for each test condition, or whole batches of the size of the test without any."""
+    start = time.monotonic()
+    model.fit(data, budget_seconds, seed)
+    trained = time.monotonic()
+    conditions = conditions_to_draw(data)
+    graphs = model.sample(conditions, seed)
+    seconds = time.monotonic() - trained
+    bound = model.bound_nats(data.test)
+    unmasked: list[Graph] = []
+    if getattr(model, "use_mask", False):
+        model.use_mask = False  # type: ignore[attr-defined]
+        unmasked = model.sample(conditions, seed)
+    facts = {
+        "bound_nats": _plain(bound),
+        "train_seconds": round(trained - start, 1),
+        "sample_seconds_1000": round(1000 * seconds / len(conditions), 2),
+        "parameters": parameters(model),
+    }
+    return Drawn(graphs, unmasked, facts)
+
+
+def conditions_to_draw(data: GraphSet) -> np.ndarray:
+    """Return a row for each graph to draw; equal conditions are neighbours."""
+    if not has_conditions(data):
+        return np.zeros((len(data.test) * math.ceil(LEAST_DRAWS / len(data.test)), 0), np.float32)
+    distinct = dict.fromkeys(g.condition.tobytes() for g in data.test)
+    return np.repeat(
+        np.stack([np.frombuffer(c, data.test[0].condition.dtype) for c in distinct]), metabolic.DRAWS, axis=0
+    )
+
+
+def has_conditions(data: GraphSet) -> bool:
+    """Is every graph of the set the answer to a question?"""
+    return len(data.test[0].condition) > 0
+
+
+def parameters(model: Any) -> int:
+    """Return how many numbers were learnt."""
+    from torch import nn
+
+    parts = [model, *vars(model).values()]
+    return sum(p.numel() for m in parts if isinstance(m, nn.Module) for p in m.parameters())
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+def judge_metabolic(data: GraphSet, drawn: Drawn, organisms: Sequence[str]) -> dict[str, Any]:
+    """Return the columns of a metabolic set; each environment counts alike, however much lives in it."""
+    edges = [metabolic.edges_of(g, data.vocabulary) for g in drawn.graphs]
+    asked = [metabolic.question_of(g, e) for e, g in zip(edges, drawn.graphs, strict=True)]
+    true: dict[bytes, list[Any]] = {}
+    for graph in data.test:
+        true.setdefault(graph.condition.tobytes(), []).append(metabolic.edges_of(graph, data.vocabulary))
+    groups = [edges[i : i + metabolic.DRAWS] for i in range(0, len(edges), metabolic.DRAWS)]
+    known = {metabolic.edges_of(g, data.vocabulary) for g in data.train}
+    found: dict[str, Any] = {
+        "edge_precision": oracle.edge_precision(edges),
+        "atp_feasible": metabolic.share_feasible(asked, organisms),
+        "scope_coverage": float(np.mean([metabolic.scope_coverage(*question) for question in asked])),
+        "edge_f1": float(np.mean([metabolic.edge_f1(g, t) for g, t in zip(groups, true.values(), strict=True)])),
+        **discrepancies(data, drawn.graphs, DIRECTED),
+        "unique": metrics.uniqueness(edges),
+        "unique_in_environment": float(np.mean([metrics.uniqueness(g) for g in groups])),
+        "novel": metrics.share([e not in known for e in edges]),
+        "nodes": float(np.mean([len(g.labels) for g in drawn.graphs])),
+        "edges": float(np.mean([len(e) for e in edges])),
+        "environments": len(groups),
+        "draws_per_environment": metabolic.DRAWS,
+    }
+    if drawn.unmasked:
+        found["edge_precision_unmasked"] = oracle.edge_precision(
+            [metabolic.edges_of(g, data.vocabulary) for g in drawn.unmasked]
+        )
+    if organisms:
+        found["organisms_left_out"] = list(organisms)
+    return found
+
+
+def judge_graphs(data: GraphSet, drawn: Drawn, organisms: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the columns of a set of graphs of any kind."""
+    key = graph_metrics.named_key if data.named else graph_metrics.shape_key
+    keys = [key(g) for g in drawn.graphs]
+    known = {key(g) for g in data.train}
+    new = [k not in known for k in keys]
+    adjacencies = [g.adjacency for g in drawn.graphs]
+    found: dict[str, Any] = {
+        **discrepancies(data, drawn.graphs, DIRECTED if data.directed else UNDIRECTED),
+        "unique": metrics.uniqueness(keys),
+        "novel": metrics.share(new),
+        "connected": metrics.share([graph_metrics.connected(a) for a in adjacencies]),
+        "connected_test": metrics.share([graph_metrics.connected(g.adjacency) for g in data.test]),
+        "nodes": float(np.mean([len(a) for a in adjacencies])),
+        "edges": float(np.mean([a.sum() for a in adjacencies])) / (1 if data.directed else 2),
+        "draws": len(keys),
+    }
+    if data.directed:
+        found["acyclic"] = metrics.share([graph_metrics.acyclic(a) for a in adjacencies])
+        found["acyclic_test"] = metrics.share([graph_metrics.acyclic(g.adjacency) for g in data.test])
+    if data.name == "planar":
+        valid = [graph_metrics.planar(a) and graph_metrics.connected(a) for a in adjacencies]
+        first = [keys.index(k) == i for i, k in enumerate(keys)]
+        found["valid"] = metrics.share(valid)
+        found["valid_unique_novel"] = metrics.share([all(c) for c in zip(valid, first, new, strict=True)])
+    return found
+
+
+def discrepancies(data: GraphSet, drawn: Sequence[Graph], statistics: dict[str, Statistic]) -> dict[str, Any]:
+    """Return the squared MMD of drawn graphs to the test, and its ratio to that of the training graphs.
+
+    With conditions every graph is weighed so that each condition counts alike. Without, drawn and training graphs are
+    compared in batches of the size of the test, and the batches averaged, because the statistic grows as batches
+    shrink: published tables are of one such batch.
+    """
+    found: dict[str, Any] = {}
+    for name, statistic in statistics.items():
+        test, train, ours = ([_described(g, statistic) for g in part] for part in (data.test, data.train, drawn))
+        if has_conditions(data):
+            weights = [_by_condition(part) for part in (data.test, data.train, drawn)]
+            reference = squared_mmd(train, test, statistic, (weights[1], weights[0]))
+            distance = squared_mmd(ours, test, statistic, (weights[2], weights[0]))
+        else:
+            reference, distance = (
+                float(np.mean([squared_mmd(part, test, statistic) for part in _batches(of, len(test))]))
+                for of in (train, ours)
+            )
+        found[f"mmd_{name}"] = distance
+        found[f"mmd_ratio_{name}"] = distance / reference if reference > 0 else math.nan
+    mean = float(np.mean([found[f"mmd_{name}"] for name in statistics]))
+    kernels = {name: f"{s.kernel}, sigma {s.sigma:g}" for name, s in statistics.items()}
+    return {**found, "mmd_average": mean, "kernel": kernels}
+
+
+def _described(graph: Graph, statistic: Statistic) -> np.ndarray:
+    return statistic.describe(graph.adjacency if len(graph.labels) else np.zeros((1, 1), bool))
+
+
+def _by_condition(graphs: Sequence[Graph]) -> np.ndarray:
+    keys = [g.condition.tobytes() for g in graphs]
+    weight = np.array([1.0 / keys.count(k) for k in keys])
+    return weight / weight.sum()
+
+
+def _batches(graphs: list[np.ndarray], size: int) -> list[list[np.ndarray]]:
+    """Cut into batches of a size; what does not fill the last one is left out, unless it is the only one."""
+    whole = [graphs[i : i + size] for i in range(0, len(graphs) - size + 1, size)]
+    return whole or [graphs]
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers as JSON knows them, with five digits; what is no number is null."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
+
+
+# --- all rows ---------------------------------------------------------------------------------------------------------
+def chosen(given: argparse.Namespace) -> list[Row]:
+    """Return the rows that the command line asks for.
+
+    Raises:
+        InputError: A name is unknown, a number out of range, or a folder or device is missing.
+    """
+    if given.graphs:
+        data = [FOLDER]
+    else:
+        data = _names("data", given.data, DATA)
+        if set(data) & set(public_sets.NAMES) and not Path(given.public).is_dir():
+            raise InputError(f"public={given.public!r}: not a folder; give the one that holds {data[-1]}'s NPZ file")
+    models = _names("models", given.models, tuple(MODELS))
+    for name, value, least in (("budget", given.budget, 1), ("seeds", given.seeds, 1), ("jobs", given.jobs, 1)):
+        if not value >= least:
+            raise InputError(f"{name}={value:g}: must be at least {least}")
+    timeout_s = 2 * given.budget + OVERHEAD_S
+    return [
+        Row(f"{d}/{m}/{seed}", partial(measure, d, m, seed), timeout_s)
+        for d in data
+        for seed in range(given.seeds)
+        for m in models
+    ]
+
+
+def _names(field: str, text: str, known: Sequence[str]) -> list[str]:
+    names = [n for n in text.split(",") if n]
+    for name in names or [""]:
+        if name not in known:
+            raise InputError(f"{field}={name!r}: unknown; there are {', '.join(known)}")
+    return names
+
+
+def run(found: Sequence[Row], given: argparse.Namespace, show: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Run rows in processes of their own, some at once, show each as it is done, and return them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(max(cores // given.jobs, 1))
+    passed_on = [a for a in sys.argv[1:] if a != "--json"]
+    facts = {"command": "./launch.sh bench generation " + " ".join(sys.argv[1:]), **rows.hardware()}
+    lines = []
+    with ThreadPoolExecutor(given.jobs) as pool:
+        waiting = {pool.submit(rows.run_row, "benchmarks.bench_generation", row, passed_on): row for row in found}
+        for done in as_completed(waiting):
+            data, model, seed = waiting[done].name.split("/")
+            line = {"benchmark": "generation", "data": data, "model": model, "seed": int(seed), **done.result()}
+            lines.append({**line, **facts, "threads": int(os.environ["OMP_NUM_THREADS"]), "versions": rows.versions()})
+            show(json.dumps(lines[-1]) if given.json else _short(line))
+    return lines
+
+
+def _short(line: dict[str, Any]) -> str:
+    numbers = (f"{k}={v:.4g}" for k, v in line.items() if isinstance(v, float))
+    return f"{line['data']:20} {line['model']:18} {line['seed']} " + (line.get("error") or "  ".join(numbers))
+
+
+def main() -> int:
+    """Print one line a row; a wrong option is one line and exit code 2, a row that failed exit code 1."""
+    if "--row" in sys.argv:
+        given = options().parse_known_args()[0]
+        return rows.main("benchmarks.bench_generation", chosen(given), options())
+    parser = argparse.ArgumentParser(parents=[options()], description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    given = parser.parse_args()
+    try:
+        found = chosen(given)
+        for name in dict.fromkeys(row.name.split("/")[0] for row in found):  # made or refused before anything starts
+            data, _ = load(name, given)
+            print(f"{data.name}: {_sizes(data)}", file=sys.stderr, flush=True)
+        if given.device == "cuda":
+            _require_cuda()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return int(any("error" in line for line in run(found, given, partial(print, flush=True))))
+
+
+def _require_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError("device=cuda: torch sees no GPU here; leave --device out")
+
+
+def _sizes(data: GraphSet) -> str:
+    parts = ", ".join(f"{len(getattr(data, part))} {part}" for part in ("train", "held_out", "test"))
+    return f"{parts} graphs, vocabulary of {len(data.vocabulary)}, {'directed' if data.directed else 'undirected'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

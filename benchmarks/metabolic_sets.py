@@ -1,0 +1,154 @@
+"""Make the metabolic sets of the generation benchmark: environments of planets and every network that lives in them.
+
+Environments are those that the data pipeline gives to its synthetic planets (without spectra, which nothing here
+reads); each network is the flux balance of one organism that stands the environment. Everything is a function of
+PLANETS and SEED and comes from the packaged sources alone. Kept in the cache folder, half a CPU minute the first time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from benchmarks.graph_sets import Graph, GraphSet
+from data_pipeline import assemble, build, climate, environment, habitat, reaction_db
+from data_pipeline.feasible_networks import feasible_networks
+from data_pipeline.order import generator
+from data_pipeline.planets import sample_systems
+from data_pipeline.reaction_tables import cache_dir, write_atomically
+from data_pipeline.variables import MAX_METABOLITES
+
+PLANETS = 420  # in some 240 of their waters something lives
+SEED = 1
+ASIDE = 40  # environments that are held out, and as many for the test
+ORGANISMS_ASIDE = 4  # of 20, in the set `metabolic_organism`
+NAMES = ("metabolic", "metabolic_organism")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """Environments in which something lives, and all of their networks."""
+
+    environments: Float[np.ndarray, "E V"]
+    vocabulary: tuple[str, ...]
+    place: Int[np.ndarray, " G"]  # of each network: its row of environments
+    organism: tuple[str, ...]  # of each network
+    graphs: tuple[Graph, ...]
+
+
+def load(name: str) -> tuple[GraphSet, tuple[str, ...]]:
+    """Return a set and the organisms that are left out of its training (none in `metabolic`).
+
+    `metabolic`: environments are split so that no nutrients of a test environment are offered by one of training.
+    `metabolic_organism`: of the same split, train holds the networks of some organisms, held_out and test those of the
+    others in environments that training never saw. The vocabulary and the allowed edges are those of all organisms.
+    """
+    life = _load()
+    parts = split(life)
+    aside = left_out(life) if name == "metabolic_organism" else ()
+
+    def of(part: str) -> tuple[Graph, ...]:
+        strangers = bool(aside) and part != "train"
+        networks = zip(life.graphs, life.place, life.organism, strict=True)
+        return tuple(g for g, place, who in networks if parts[place] == part and (who in aside) == strangers)
+
+    graphs = GraphSet(
+        name=name,
+        directed=True,
+        vocabulary=life.vocabulary,
+        named=True,
+        allowed=reaction_db.load_reaction_db().mask(life.vocabulary),
+        train=of("train"),
+        held_out=of("held_out"),
+        test=of("test"),
+    )
+    return graphs, aside
+
+
+def split(life: Life) -> list[str]:
+    """Return the part of each environment; environments that offer the same nutrients are in one part."""
+    offered = [habitat.nutrients(e) for e in life.environments]
+    order = sorted(set(offered), key=lambda n: generator("generation benchmark", *n).random())
+    part, filled = {}, {"test": 0, "held_out": 0}
+    for nutrients in order:
+        part[nutrients] = next((p for p, n in filled.items() if n < ASIDE), "train")
+        if part[nutrients] in filled:
+            filled[part[nutrients]] += offered.count(nutrients)
+    return [part[n] for n in offered]
+
+
+def left_out(life: Life) -> tuple[str, ...]:
+    """Return the organisms that the set `metabolic_organism` does not train on, among those that live somewhere."""
+    names = sorted(set(life.organism))
+    return tuple(sorted(names, key=lambda n: generator("left out", n).random())[:ORGANISMS_ASIDE])
+
+
+@functools.cache
+def _load() -> Life:
+    key = json.dumps([PLANETS, SEED, build.source_versions()], sort_keys=True)
+    path = cache_dir() / f"generation-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npz"
+    if not path.is_file():
+        _write(path)
+    with np.load(path, allow_pickle=False) as file:
+        return _read({name: file[name] for name in file.files})
+
+
+# --- making it --------------------------------------------------------------------------------------------------------
+def _environments() -> Float[np.ndarray, "E V"]:
+    """Return what the waters of planets are like; planets without liquid water have none."""
+    planets = list(sample_systems(PLANETS, SEED))
+    found = []
+    for first in range(0, PLANETS, 40):
+        some = planets[first : first + 40]
+        cubes = climate.simulate(some, assemble.derived_seed(SEED, "climate"))
+        for number, (planet, cube) in enumerate(zip(some, cubes, strict=True), first):
+            if climate.diagnostics(cube, planet.irradiance_w_m2)["liquid_water_share"] > 0:
+                seed = assemble.derived_seed(SEED, "environment", number)
+                found.append(environment.surface_environment(planet, cube, seed)[0])
+    return np.stack(found)
+
+
+def _write(path: Path) -> None:
+    environments = _environments()
+    there = zip(environments, feasible_networks(environments, processes=1), strict=True)
+    living = [(e, [n for n in networks if len(n.nodes) <= MAX_METABOLITES]) for e, networks in there]
+    living = [(e, networks) for e, networks in living if networks]
+    networks = [(place, n) for place, (_, here) in enumerate(living) for n in here]
+    vocabulary = sorted({m for _, n in networks for m in n.nodes})
+    rows = {m: i for i, m in enumerate(vocabulary)}
+    edges = [sorted((rows[s], rows[p]) for s, p in n.edges) for _, n in networks]
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        environments=np.stack([e for e, _ in living]),
+        vocabulary=np.array(vocabulary),
+        place=np.array([place for place, _ in networks]),
+        organism=np.array([n.organism for _, n in networks]),
+        edges=np.array([edge for each in edges for edge in each]),
+        edge_ptr=np.cumsum([0, *map(len, edges)]),
+    )
+    write_atomically(path, buffer.getvalue())
+
+
+def _read(table: dict[str, np.ndarray]) -> Life:
+    graphs = []
+    for i, place in enumerate(table["place"]):
+        edges = table["edges"][slice(*table["edge_ptr"][i : i + 2])]
+        labels = np.unique(edges)
+        adjacency = np.zeros((len(labels), len(labels)), bool)
+        adjacency[tuple(np.searchsorted(labels, edges).T)] = True
+        graphs.append(Graph(labels, adjacency, table["environments"][place]))
+    return Life(
+        environments=table["environments"],
+        vocabulary=tuple(table["vocabulary"].tolist()),
+        place=table["place"],
+        organism=tuple(table["organism"].tolist()),
+        graphs=tuple(graphs),
+    )
