@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from data_pipeline.planet_table import Row
 from data_pipeline.planets import CLIMATE_RANGES, EXOPLASIM_RANGES, Planet, Ranges, out_of_range, sample_systems
 
 
+@runtime_checkable
 class ClimateSource(Protocol):
     """Turns planets into climate cubes, all in the same variables, units, levels and longitudes."""
 
