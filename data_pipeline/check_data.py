@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline import shards
+from data_pipeline import shards, sources
 from data_pipeline.batch import CLIMATE
 from data_pipeline.shards import GRAPH_TENSORS, SAMPLE_TENSORS, Manifest, Shard
 
@@ -57,7 +58,17 @@ def _of_rows(
         if systems.setdefault(system, shard.split) != shard.split:
             yield f"the system {system} is in {systems[system]} too"
             break
-    yield from _of_tensors(table, len(manifest.vocabulary))
+    wrong = list(_of_tensors(table, len(manifest.vocabulary)))
+    yield from wrong or _of_sources(table, manifest.provenance)
+
+
+def _of_sources(table: pa.Table, known: dict[str, dict[str, str]]) -> Iterator[str]:
+    """Yield the first sample that does not say where it is from; data of older versions say nothing."""
+    for row in range(table.num_rows if known else 0):
+        present = np.frombuffer(table["present"][row].as_buffer(), bool)
+        if reason := sources.complaint(json.loads(table["facts"][row].as_py()), present.tolist(), known):
+            yield f"{table['sample_id'][row].as_py()} {reason}"
+            return
 
 
 def _of_tensors(table: pa.Table, vocabulary: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -51,6 +52,7 @@ class Seen(NamedTuple):
     organism: list[str]
     family: list[str]
     state: list[str]
+    sources: list[str]  # JSON of the keys of each part
 
 
 def describe(data_dir: str | Path) -> Path:
@@ -92,6 +94,7 @@ def _look(samples: Iterator[Sample], examples: dict[str, Sample]) -> Seen:
             "organism": sample.graph.organism,
             "family": str(sample.facts.get("family", "")),
             "state": str(sample.facts.get("climate_state", "")),
+            "sources": json.dumps(sample.facts.get("sources", {}), sort_keys=True),
         }
         if number < CUBES:
             row["climate"] = np.einsum("chw,hw->c", sample.climate, area_weights())
@@ -124,7 +127,7 @@ def _page(folder: Path, manifest: Manifest, seen: Seen, examples: dict[str, Samp
         _section("The climate, in area-weighted means", _climate(seen)),
         _section("The water, where there is some", _environment(seen)),
         _section("The networks", _networks(seen)),
-        _section("Where it is from", _sources(manifest)),
+        _section("Where it is from", _provenance(manifest, seen) + _sources(manifest)),
     ]
     title = html.escape(folder.resolve().name)
     return (
@@ -268,6 +271,28 @@ def _networks(seen: Seen) -> str:
         for name, n in Counter(name for name in seen.organism if name).most_common()
     ]
     return content + "<h3>whose</h3>" + pictures.shares(rows)
+
+
+def _provenance(manifest: Manifest, seen: Seen) -> str:
+    """Return a line for each source: what it is, its terms, and of how many planets it makes which part."""
+    uses: dict[str, Counter[str]] = {key: Counter() for key in manifest.provenance}
+    for told, planets in Counter(seen.sources).items():
+        for part, keys in json.loads(told).items():
+            for key in keys:
+                uses.setdefault(key, Counter())[part] += planets
+    lines = []
+    for key, parts in uses.items():
+        source = manifest.provenance.get(key, {})
+        cells = (
+            f"{source.get('name', key)} {source.get('version', '')}",
+            source.get("licence", "not in the manifest"),
+            ", ".join(f"{part} of {planets:,}" for part, planets in sorted(parts.items())),
+            source.get("cite", ""),
+        )
+        lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in cells))
+    if not lines:
+        return "<p>These data are of an older version, which did not keep the source of each part.</p>"
+    return f"<table><tr><td><b>source</b><td><b>licence</b><td><b>planets</b><td><b>whose</b>{''.join(lines)}</table>"
 
 
 def _sources(manifest: Manifest) -> str:

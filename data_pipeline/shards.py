@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,8 @@ class Manifest:
     vocabulary: tuple[str, ...]  # metabolites; a node's metabolite_index is a row of this
     shards: tuple[Shard, ...]
     facts: dict[str, Any]  # counts, shares and distances of the whole data set
+    # What samples name in facts["sources"]: key -> name, version, licence, cite. Data of older versions have none.
+    provenance: dict[str, dict[str, str]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def of_split(self, split: str) -> tuple[Shard, ...]:
