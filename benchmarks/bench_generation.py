@@ -113,13 +113,13 @@ def train_and_draw(model: Generator, data: GraphSet, seed: int, budget_seconds: 
     model.fit(data, budget_seconds, seed)
     trained = time.monotonic()
     conditions = conditions_to_draw(data)
-    graphs = model.sample(conditions, seed)
+    graphs = checked(model.sample(conditions, seed), data, conditions)
     seconds = time.monotonic() - trained
     bound = model.bound_nats(data.test)
     unmasked: list[Graph] = []
     if getattr(model, "use_mask", False):
         model.use_mask = False  # type: ignore[attr-defined]
-        unmasked = model.sample(conditions, seed)
+        unmasked = checked(model.sample(conditions, seed), data, conditions)
     facts = {
         "bound_nats": _plain(bound),
         "train_seconds": round(trained - start, 1),
@@ -137,6 +137,22 @@ def conditions_to_draw(data: GraphSet) -> np.ndarray:
     return np.repeat(
         np.stack([np.frombuffer(c, data.test[0].condition.dtype) for c in distinct]), metabolic.DRAWS, axis=0
     )
+
+
+def checked(graphs: Sequence[Graph], data: GraphSet, conditions: np.ndarray) -> list[Graph]:
+    """Return the graphs with the conditions that were asked.
+
+    Raises:
+        ValueError: A model drew something that is no graph of the set.
+    """
+    for number, (labels, adjacency, _) in enumerate(graphs):
+        if adjacency.shape != (len(labels), len(labels)) or adjacency.dtype != bool or adjacency.diagonal().any():
+            raise ValueError(f"graph {number}: adjacency must be bool, N x N for N labels, and without loops")
+        if not data.directed and (adjacency != adjacency.T).any():
+            raise ValueError(f"graph {number}: {data.name} is undirected; draw edges both ways")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(data.vocabulary):
+            raise ValueError(f"graph {number}: labels must be rows of a vocabulary of {len(data.vocabulary)}")
+    return [g._replace(condition=c) for g, c in zip(graphs, conditions, strict=True)]
 
 
 def has_conditions(data: GraphSet) -> bool:
@@ -348,7 +364,10 @@ def _require_cuda() -> None:
 
 def _sizes(data: GraphSet) -> str:
     parts = ", ".join(f"{len(getattr(data, part))} {part}" for part in ("train", "held_out", "test"))
-    return f"{parts} graphs, vocabulary of {len(data.vocabulary)}, {'directed' if data.directed else 'undirected'}"
+    said = f"{parts} graphs, vocabulary of {len(data.vocabulary)}, {'directed' if data.directed else 'undirected'}"
+    if data.name not in metabolic_sets.NAMES:
+        return said
+    return f"{said}, " + ", ".join(f"{k} {v:.3g}" for k, v in metabolic.statistics(data).items())
 
 
 if __name__ == "__main__":

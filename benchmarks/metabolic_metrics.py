@@ -7,8 +7,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from benchmarks.graph_sets import Graph
+from benchmarks.graph_sets import Graph, GraphSet
+from benchmarks.peers.nearest_neighbour import NearestNeighbour
 from data_pipeline import feasibility, flux_balance, habitat, metabolic_graph
 from data_pipeline.feasibility import Question
 from trainers.records import Edges
@@ -51,6 +53,27 @@ def share_feasible(questions: Sequence[Question], organisms: Sequence[str] = ())
         answers = feasibility.feasible(distinct)
     answer = dict(zip(distinct, answers, strict=True))
     return float(np.mean([answer[question] for question in questions]))
+
+
+def statistics(data: GraphSet) -> dict[str, float]:
+    """Return how alike the networks of a set are; similarities are Jaccard indices of edges, means over the test.
+
+    `by_chance`: of any training network to any test network; `of_nearest`: of the networks of the nearest training
+    environment to those of a test environment; `seen`: share of test networks that are a training network as well.
+    """
+    train, test = ([edges_of(g, data.vocabulary) for g in part] for part in (data.train, data.test))
+    conditions = np.stack([g.condition for g in data.test])
+    nearest = NearestNeighbour(torch.device("cpu"))
+    nearest.fit(data, 0.0, 0)
+    answers = [edges_of(nearest.sample(c[None], 0)[0], data.vocabulary) for c in conditions]
+    return {
+        "environments": len({g.condition.tobytes() for part in (data.train, data.held_out, data.test) for g in part}),
+        "distinct_train": len(set(train)),
+        "distinct_test": len(set(test)),
+        "seen": float(np.mean([t in set(train) for t in test])),
+        "by_chance": float(np.mean([jaccard(a, b) for a in train[::7] for b in test])),
+        "of_nearest": float(np.mean([jaccard(a, b) for a, b in zip(answers, test, strict=True)])),
+    }
 
 
 # --- scope expansion --------------------------------------------------------------------------------------------------

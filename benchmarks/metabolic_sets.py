@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ PLANETS = 420  # in some 240 of their waters something lives
 SEED = 1
 ASIDE = 40  # environments that are held out, and as many for the test
 ORGANISMS_ASIDE = 4  # of 20, in the set `metabolic_organism`
+COMMON = 0.08  # share of environments that an organism lives in
 NAMES = ("metabolic", "metabolic_organism")
 
 
@@ -43,21 +45,26 @@ class Life:
     graphs: tuple[Graph, ...]
 
 
-def load(name: str) -> tuple[GraphSet, tuple[str, ...]]:
+def load(name: str, planets: int = PLANETS, aside: int = ASIDE) -> tuple[GraphSet, tuple[str, ...]]:
     """Return a set and the organisms that are left out of its training (none in `metabolic`).
 
     `metabolic`: environments are split so that no nutrients of a test environment are offered by one of training.
     `metabolic_organism`: of the same split, train holds the networks of some organisms, held_out and test those of the
     others in environments that training never saw. The vocabulary and the allowed edges are those of all organisms.
+
+    Args:
+        name: One of NAMES.
+        planets: To look for environments on.
+        aside: Environments that are held out, and as many for the test.
     """
-    life = _load()
-    parts = split(life)
-    aside = left_out(life) if name == "metabolic_organism" else ()
+    life = _load(planets)
+    parts = split(life, aside)
+    strangers = left_out(life) if name == "metabolic_organism" else ()
 
     def of(part: str) -> tuple[Graph, ...]:
-        strangers = bool(aside) and part != "train"
+        of_strangers = bool(strangers) and part != "train"
         networks = zip(life.graphs, life.place, life.organism, strict=True)
-        return tuple(g for g, place, who in networks if parts[place] == part and (who in aside) == strangers)
+        return tuple(g for g, place, who in networks if parts[place] == part and (who in strangers) == of_strangers)
 
     graphs = GraphSet(
         name=name,
@@ -69,54 +76,55 @@ def load(name: str) -> tuple[GraphSet, tuple[str, ...]]:
         held_out=of("held_out"),
         test=of("test"),
     )
-    return graphs, aside
+    return graphs, strangers
 
 
-def split(life: Life) -> list[str]:
+def split(life: Life, aside: int) -> list[str]:
     """Return the part of each environment; environments that offer the same nutrients are in one part."""
     offered = [habitat.nutrients(e) for e in life.environments]
     order = sorted(set(offered), key=lambda n: generator("generation benchmark", *n).random())
     part, filled = {}, {"test": 0, "held_out": 0}
     for nutrients in order:
-        part[nutrients] = next((p for p, n in filled.items() if n < ASIDE), "train")
+        part[nutrients] = next((p for p, n in filled.items() if n < aside), "train")
         if part[nutrients] in filled:
             filled[part[nutrients]] += offered.count(nutrients)
     return [part[n] for n in offered]
 
 
 def left_out(life: Life) -> tuple[str, ...]:
-    """Return the organisms that the set `metabolic_organism` does not train on, among those that live somewhere."""
-    names = sorted(set(life.organism))
-    return tuple(sorted(names, key=lambda n: generator("left out", n).random())[:ORGANISMS_ASIDE])
+    """Return the organisms that the set `metabolic_organism` does not train on, drawn from those that are common."""
+    lives = Counter(life.organism)
+    common = sorted(n for n, environments in lives.items() if environments >= COMMON * len(life.environments))
+    return tuple(sorted(common, key=lambda n: generator(SEED, n).random())[:ORGANISMS_ASIDE])
 
 
 @functools.cache
-def _load() -> Life:
-    key = json.dumps([PLANETS, SEED, build.source_versions()], sort_keys=True)
+def _load(planets: int) -> Life:
+    key = json.dumps([planets, SEED, build.source_versions()], sort_keys=True)
     path = cache_dir() / f"generation-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npz"
     if not path.is_file():
-        _write(path)
+        _write(path, planets)
     with np.load(path, allow_pickle=False) as file:
         return _read({name: file[name] for name in file.files})
 
 
 # --- making it --------------------------------------------------------------------------------------------------------
-def _environments() -> Float[np.ndarray, "E V"]:
+def _environments(number: int) -> Float[np.ndarray, "E V"]:
     """Return what the waters of planets are like; planets without liquid water have none."""
-    planets = list(sample_systems(PLANETS, SEED))
+    planets = list(sample_systems(number, SEED))
     found = []
-    for first in range(0, PLANETS, 40):
+    for first in range(0, number, 40):
         some = planets[first : first + 40]
         cubes = climate.simulate(some, assemble.derived_seed(SEED, "climate"))
-        for number, (planet, cube) in enumerate(zip(some, cubes, strict=True), first):
+        for row, (planet, cube) in enumerate(zip(some, cubes, strict=True), first):
             if climate.diagnostics(cube, planet.irradiance_w_m2)["liquid_water_share"] > 0:
-                seed = assemble.derived_seed(SEED, "environment", number)
+                seed = assemble.derived_seed(SEED, "environment", row)
                 found.append(environment.surface_environment(planet, cube, seed)[0])
     return np.stack(found)
 
 
-def _write(path: Path) -> None:
-    environments = _environments()
+def _write(path: Path, planets: int) -> None:
+    environments = _environments(planets)
     there = zip(environments, feasible_networks(environments, processes=1), strict=True)
     living = [(e, [n for n in networks if len(n.nodes) <= MAX_METABOLITES]) for e, networks in there]
     living = [(e, networks) for e, networks in living if networks]
