@@ -52,6 +52,7 @@ class Case(NamedTuple):
     language: str = ""  # a row of LANGUAGES; "": without one
     max_tokens: int = 256
     recompute: str = "none"
+    quantise: str = "none"
 
 
 # Shapes alone, as a config.json of transformers states them.
@@ -82,6 +83,7 @@ def settings(case: Case, folder: Path) -> RunConfig:
             lora=lora,
             text_share=1.0,
             recompute=case.recompute,
+            quantise=case.quantise,
         )
         model = replace(model, language=language)
     return replace(
@@ -112,7 +114,8 @@ def random_objective(config: RunConfig) -> nn.Module:
     for module in objective.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                made = torch.empty_like(parameter, device=device).normal_(std=0.02)
+                made = torch.empty_like(parameter, device=device)
+                made = made.normal_(std=0.02) if made.is_floating_point() else made.random_()
                 module._parameters[name] = nn.Parameter(made, requires_grad=parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
@@ -145,7 +148,7 @@ CASES = {
     "cnn_one_gpu_256_local": Case("one_gpu", "cnn", 256, "local"),
     "llm_1b_8x512": Case("one_gpu", "llm", 8, language="1b", max_tokens=512),
     "llm_8b_4x1024": Case("one_gpu", "llm", 4, language="8b", max_tokens=1024),
-    "llm_8b_4x1024_mlp": Case("one_gpu", "llm", 4, language="8b", max_tokens=1024, recompute="mlp"),
+    "llm_8b_4x1024_nf4": Case("one_gpu", "llm", 4, language="8b", max_tokens=1024, recompute="layer", quantise="nf4"),
     "llm_8b_4x1024_layer": Case("one_gpu", "llm", 4, language="8b", max_tokens=1024, recompute="layer"),
     "unified_0.1b_32": Case("one_gpu", "unified", 32, language="0.1b"),
     "unified_1b_16": Case("one_gpu", "unified", 16, language="1b"),

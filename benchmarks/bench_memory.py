@@ -17,12 +17,21 @@ def llm_rows(tiny: bool) -> list[Row]:
     def row(name: str, run: Any, load: Load, **options: Any) -> Row:
         return Row(name, partial(run, shrink(load, tiny), **options), timeout_s=300.0)
 
-    least = Load("13b", rows=1, micro_batches=8, warmup=2, steps=3)
+    two = Load("13b", rows=2, micro_batches=4, warmup=2, steps=3)
+    one, four = two._replace(rows=1, micro_batches=8), two._replace(rows=4, micro_batches=2)
+    large = Load("70b", rows=1, micro_batches=2, warmup=1, steps=2)
     return [
-        row("llm-13b/ours-recompute-layer", ours, least, recompute="layer"),
-        row("llm-13b/ours-recompute-layer-offload", ours, least, recompute="layer", offload=True),
-        row("llm-13b/ours-recompute-layer-4-rows", ours, least._replace(rows=4, micro_batches=2), recompute="layer"),
-        row("llm-34b/ours-recompute-layer", ours, least._replace(shape="34b", micro_batches=2), recompute="layer"),
+        row("llm-13b/ours-layer-4-rows", ours, four, recompute="layer"),
+        row("llm-13b/ours-on-host-layer-4-rows", ours, four, recompute="layer", offload=True),
+        row("llm-13b/ours-32-gib-2-rows", ours, two, within_gib=32.0),
+        row("llm-13b/ours-32-gib-1-row", ours, one, within_gib=32.0),
+        row("llm-13b/ours-nf4-14-gib-2-rows", ours, two, within_gib=14.0, quantise="nf4"),
+        row("llm-13b/ours-nf4-14-gib-1-row", ours, one, within_gib=14.0, quantise="nf4"),
+        row("llm-13b/ours-nf4-14-gib-4-rows", ours, four, within_gib=14.0, quantise="nf4"),
+        row("llm-13b/ours-int8-20-gib-2-rows", ours, two, within_gib=20.0, quantise="int8"),
+        row("llm-34b/ours", ours, large._replace(shape="34b")),
+        row("llm-70b/ours-nf4", ours, large, quantise="nf4"),
+        row("llm-120b/ours-nf4", ours, large._replace(shape="120b"), quantise="nf4"),
     ]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.llm import Load, ours, shrink
+from benchmarks.llm import Load, loss_gap, ours, shrink
 from benchmarks.rows import Row, main
 
 _16K = Load("13b", rows=4, micro_batches=2)
@@ -24,11 +26,13 @@ def llm_rows(tiny: bool, curve: int) -> list[Row]:
     long = _16K._replace(steps=max(curve - _16K.warmup, 3))
     stock = {"liger": False, "checkpointing": True, "small_adapters": False}
     fast = {"liger": True, "checkpointing": False, "small_adapters": True}
+    whole = _16K._replace(rows=8, micro_batches=1, steps=max(min(curve, 10) - _16K.warmup, 3))
     wide = _16K._replace(shape="13b-wide", micro_batches=1, warmup=2, steps=min(curve, 10))
     return [
         row("llm-13b/ours-zero3", ours, long),
         row("llm-13b/b-plain-torch-liger", _plain, long, **fast),
-        row("llm-13b/a-peft-zero3-checkpointing", _zero3, long._replace(rows=8, micro_batches=1), **stock),
+        row("llm-13b/a-peft-zero3-as-shipped", _zero3, whole, **stock),
+        row("llm-13b/a-peft-zero3-adapters-cast-to-bf16", _zero3, whole, **stock, zero_init=False),
         row("llm-13b/ours-plain-torch", ours, _16K, engine="local"),
         row("llm-13b/c-zero3-liger-micro-batch-2", _zero3, _16K._replace(rows=2, micro_batches=4, steps=3), **fast),
         row("llm-8b/ours-zero3", ours, Load("8b", rows=2, micro_batches=1, length=4096, steps=10)),
@@ -62,10 +66,23 @@ def rows_of(part: str, tiny: bool, curve: int) -> list[Row]:
     return rows
 
 
+def compare(results: Path) -> None:
+    """Print how far the losses of our 13 B row are from those of each peer in a file of results."""
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    for other in sorted(
+        {r["row"] for r in rows if r["row"].startswith(("llm-13b/a-", "llm-13b/b-")) and "losses" in r}
+    ):
+        print(json.dumps(loss_gap(rows, "llm-13b/ours-zero3", other)))
+
+
 if __name__ == "__main__":
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--part", choices=("all", "llm", "small"), default="all", help="whose rows (all)")
     options.add_argument("--tiny", action="store_true", help="a trial with a tiny language model")
     options.add_argument("--curve", type=int, default=50, help="steps of the rows whose losses are compared (50)")
+    options.add_argument("--losses", help="compare the losses of this file of results instead of running anything")
     given, _ = options.parse_known_args()
+    if given.losses:
+        compare(Path(given.losses))
+        sys.exit(0)
     sys.exit(main("benchmarks.bench_step_time", rows_of(given.part, given.tiny, given.curve), options))

@@ -6,9 +6,9 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from data_pipeline.batch import MODALITIES, Batch, GraphBatch, SpectrumBatch, TextBatch
 from models import adapters
 from models.configs import LoRAConfig
-from models.fused_decoder import PROJECTIONS, DecoderShape, FusedDecoder
+from models.fused_decoder import PROJECTIONS, DecoderLayer, DecoderShape, FusedDecoder
 from models.losses import Term
 from models.objectives import ObjectiveOutput
 from models.packed_attention import Packing
@@ -35,6 +35,12 @@ SHAPES = {
     ),
     "34b": DecoderShape(
         width=8192, inner=22016, layers=48, heads=64, kv_heads=8, head_width=128, vocabulary=32000, norm_eps=1e-5
+    ),
+    "70b": DecoderShape(
+        width=8192, inner=28672, layers=80, heads=64, kv_heads=8, head_width=128, vocabulary=32000, norm_eps=1e-5
+    ),
+    "120b": DecoderShape(  # as many of those layers as one card trains in four bits
+        width=8192, inner=28672, layers=140, heads=64, kv_heads=8, head_width=128, vocabulary=32000, norm_eps=1e-5
     ),
     "13b-wide": DecoderShape(  # six of its layers: fits in float32
         width=5120, inner=13824, layers=6, heads=40, kv_heads=40, head_width=128, vocabulary=32000, norm_eps=1e-5
@@ -96,10 +102,8 @@ def fill(name: str, target: Tensor) -> None:
 
 
 @torch.no_grad()
-def fused_decoder(
-    shape: DecoderShape, recompute: str, offload: bool = False, dtype: torch.dtype = torch.bfloat16
-) -> FusedDecoder:
-    """Return our decoder with the weights that `fill` names."""
+def fused_decoder(shape: DecoderShape, dtype: torch.dtype = torch.bfloat16, **options: Any) -> FusedDecoder:
+    """Return our decoder with the weights that `fill` names; options as FusedDecoder has them."""
     on = device()
     half = shape.head_width // 2
     decoder = FusedDecoder(
@@ -110,24 +114,22 @@ def fused_decoder(
         frequencies=ROPE_BASE ** (-torch.arange(half) / half),
         dtype=dtype,
         device=on,
-        recompute=recompute,
-        offload=offload,
+        **options,
     )
     fill("model.embed_tokens", decoder.embedding.weight)
     fill("lm_head", decoder.head.weight)
     decoder.norm.weight.fill_(1.0)
     blocks = {p: "self_attn" if p[0] in "qkvo" else "mlp" for p in PROJECTIONS}
-    for i, layer in enumerate(decoder.layers):
+    for i, layer in enumerate(cast(list[DecoderLayer], decoder.layers)):
         layer.norms.fill_(1.0)
-        for weight, names in (
-            (layer.qkv, PROJECTIONS[:3]),
-            (layer.output, PROJECTIONS[3:4]),
-            (layer.gate_up, PROJECTIONS[4:6]),
-            (layer.down, PROJECTIONS[6:]),
+        weights = layer.weights()  # of a quantised layer the room that all share: no second copy of a large model
+        for weight, names in zip(
+            weights, (PROJECTIONS[:3], ("o_proj",), PROJECTIONS[4:6], ("down_proj",)), strict=True
         ):
             parts = weight.split([shape.sizes(n)[1] for n in names])
             for name, part in zip(names, parts, strict=True):
                 fill(f"model.layers.{i}.{blocks[name]}.{name}", part)
+        layer.load(weights)
     own = dict(decoder.named_parameters())
     for piece in adapters.pieces(decoder):
         part = own[piece.parameter][:, piece.columns]
@@ -192,19 +194,13 @@ def batch(load: Load, step: int, micro_batch: int) -> Batch:
     ).to(on)  # fmt: skip
 
 
-def ours(
-    load: Load,
-    recompute: str = "auto",
-    offload: bool = False,
-    engine: str = "deepspeed",
-    dtype: torch.dtype = torch.bfloat16,
-) -> dict[str, Any]:
-    """Train through our engine; return what was measured."""
+def ours(load: Load, engine: str = "deepspeed", dtype: torch.dtype = torch.bfloat16, **options: Any) -> dict[str, Any]:
+    """Train through our engine; options as FusedDecoder has them. Return what was measured."""
     from trainers.engine import build_engine
 
     torch.manual_seed(0)
     started = time.monotonic()
-    objective = Objective(fused_decoder(SHAPES[load.shape], recompute, offload, dtype))
+    objective = Objective(fused_decoder(SHAPES[load.shape], dtype, **options))
     config = RunConfig(
         loss_weights={"text/ce": 1.0},
         data=DataConfig(samples_per_rank=load.rows),
@@ -227,14 +223,13 @@ def ours(
     facts = {
         "zero_stage": made.zero_stage,
         "dtype": str(dtype).removeprefix("torch."),
-        "recompute": recompute,
-        "offload_activations": offload,
+        "recompute": decoder.recompute,
+        "within_gib": decoder.within_gib,
+        "quantise": decoder.quantise,
+        "offload_activations": decoder.offload,
     }
     result = measure(load, step, started) | facts | {"grad_norms": [float(f"{n:.4g}") for n in norms]}
-    if decoder.frequencies.is_cuda and recompute == "auto":
-        keeps = decoder.last_keeps
-        result |= {"layers_keep_all": sum(k.inside and k.gate_up for k in keeps), "layers": len(keeps)}
-    return result
+    return result | {"layers": decoder.depth, "layers_run_again": decoder.last_again}
 
 
 def measure(load: Load, step: Callable[[int], float], started: float) -> dict[str, Any]:
@@ -296,3 +291,21 @@ def parameters_of(shape: DecoderShape) -> int:
 def shrink(load: Load, tiny: bool) -> Load:
     """Return the load of a trial run: same steps, a tiny model and short rows."""
     return load._replace(shape="tiny", length=64) if tiny else load
+
+
+def loss_gap(rows: Sequence[Mapping[str, Any]], row: str, other: str) -> dict[str, Any]:
+    """Return the largest relative difference between the losses of two rows, and after how many steps it is there.
+
+    Args:
+        rows: Of a results file; the last one of each name counts.
+        row: Name of the one.
+        other: Name of the other, whose losses are the measure.
+    """
+    mine, theirs = ([r for r in rows if r["row"] == name and "losses" in r][-1]["losses"] for name in (row, other))
+    gaps = [abs(a / b - 1) for a, b in zip(mine, theirs, strict=False)]
+    worst = max(range(len(gaps)), key=gaps.__getitem__)
+    return {
+        "row": f"{row} against {other}", "steps": len(gaps), "largest_loss_gap": float(f"{gaps[worst]:.3g}"),
+        "after_steps": worst, "mean_loss_gap": float(f"{sum(gaps) / len(gaps):.3g}"),
+        "losses_there": [mine[worst], theirs[worst]], "steps_above_1e-2": [i for i, g in enumerate(gaps) if g > 1e-2],
+    }  # fmt: skip

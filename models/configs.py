@@ -101,13 +101,25 @@ class LanguageConfig:
     text_share: float = 1.0  # share of the training samples whose answer is learned from (most of what a step costs)
     read_share: float = 0.0  # share of the others whose description is read, which teaches the reader and the fusion
     decoder: str = "auto"  # "fused": few large modules (Llama-shaped only); "peft": transformers + peft; "auto": either
-    recompute: str = "auto"  # of the fused decoder on a GPU: "none", "mlp", "layer", or what the free memory asks for
+    quantise: str = "none"  # how the fused decoder holds the frozen layers: "none" in dtype, "nf4" (4 bits), "int8"
+    recompute: str = "auto"  # of the fused decoder on a GPU: "none", "layer", or as many layers as the memory asks for
+    recompute_within_gib: float = 0.0  # of GPU memory that "auto" fills at most; 0: all that the card has
     offload_activations: bool = False  # the fused decoder keeps them in the host's memory
 
     def __post_init__(self) -> None:
-        for name, choices in (("decoder", ("auto", "fused", "peft")), ("recompute", ("auto", "none", "mlp", "layer"))):
+        for name, choices in (
+            ("decoder", ("auto", "fused", "peft")),
+            ("quantise", ("none", "nf4", "int8")),
+            ("recompute", ("auto", "none", "layer")),
+        ):
             value = getattr(self, name)
             require(value in choices, f"model.language.{name}", value, f"choose from {', '.join(choices)}")
+        require(
+            self.quantise == "none" or self.decoder != "peft", "model.language.quantise", self.quantise,
+            'the decoder "peft" keeps its weights as they are; choose decoder "fused" or "auto"',
+        )  # fmt: skip
+        within = self.recompute_within_gib
+        require(within >= 0, "model.language.recompute_within_gib", within, "must be 0 or more")
         require(self.dtype in ("float32", "bfloat16"), "model.language.dtype", self.dtype, "choose float32 or bfloat16")
         require(0 < self.latent_depth <= 1, "model.language.latent_depth", self.latent_depth, "must lie in (0, 1]")
         require(0 < self.text_share <= 1, "model.language.text_share", self.text_share, "must lie in (0, 1]")

@@ -1,6 +1,7 @@
 """Norm, gated product and rotary turn of a decoder layer with their gradients: Triton on a GPU, torch elsewhere.
 
-No gradient of a norm's weight is computed: the base is frozen.
+No gradient of a norm's weight is computed: the base is frozen. Over meta tensors (trainers/dry_run.py) nothing is made
+but what the kernels make.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def rms_norm(x: Float[Tensor, "N h"], weight: Float[Tensor, " h"], eps: float) -
         from models import triton_kernels
 
         return triton_kernels.rms_norm(x, weight, eps)
+    if x.is_meta:
+        return torch.empty_like(x)
     return _normalised(x, eps)[0].to(x.dtype) * weight
 
 
@@ -41,6 +44,8 @@ def rms_norm_backward(
         from models import triton_kernels
 
         return triton_kernels.rms_norm_backward(grad, x, weight, eps, residual)
+    if x.is_meta:
+        return torch.empty_like(x), torch.empty_like(x)
     unit, scale = _normalised(x, eps)
     weighted = grad.float() * weight.float()
     inner = (weighted * unit).mean(1, keepdim=True)
@@ -59,24 +64,30 @@ def swiglu(gate_up: Float[Tensor, "N two_i"]) -> Float[Tensor, "N i"]:
         from models import triton_kernels
 
         return triton_kernels.swiglu(gate_up)
+    if gate_up.is_meta:
+        return gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
     gate, up = gate_up.chunk(2, dim=1)
     return F.silu(gate) * up
 
 
-def swiglu_backward(
-    grad: Float[Tensor, "N i"], gate_up: Float[Tensor, "N two_i"]
-) -> tuple[Float[Tensor, "N two_i"], Float[Tensor, "N i"]]:
-    """Return the gradient of [gate, up], and the product itself once more."""
+def swiglu_backward_(grad: Float[Tensor, "N i"], gate_up: Float[Tensor, "N two_i"]) -> None:
+    """Write the gradient of [gate, up] in their place, and the product itself once more in the place of its gradient.
+
+    These are the largest tensors of a layer: new ones would add a third to what its backward takes.
+    """
+    if gate_up.is_meta:
+        return
     if gate_up.is_cuda:
         from models import triton_kernels
 
-        return triton_kernels.swiglu_backward(grad, gate_up)
+        triton_kernels.swiglu_backward_(grad, gate_up)
+        return
     gate, up = gate_up.chunk(2, dim=1)
     silu = F.silu(gate)
-    out = torch.empty_like(gate_up)
-    out[:, gate.shape[1] :] = grad * silu
-    out[:, : gate.shape[1]] = torch.ops.aten.silu_backward(grad * up, gate)
-    return out, silu * up
+    product = silu * up
+    gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
+    up.copy_(grad * silu)
+    grad.copy_(product)
 
 
 def rotate_(qkv: Float[Tensor, "N w"], rotary: Rotary, heads: int) -> None:
@@ -85,6 +96,8 @@ def rotate_(qkv: Float[Tensor, "N w"], rotary: Rotary, heads: int) -> None:
         from models import triton_kernels
 
         triton_kernels.rotate_(qkv, rotary.cos, rotary.sin, heads)
+        return
+    if qkv.is_meta:
         return
     half = rotary.cos.shape[1]
     turned = qkv[:, : heads * 2 * half].unflatten(1, (heads, 2, half))
@@ -102,6 +115,8 @@ def rotate_backward(
     tokens, heads, width = grad_q.shape
     shared = grad_k.shape[1]
     out = grad_q.new_empty(tokens, (heads + 2 * shared) * width)
+    if out.is_meta:
+        return out
     of_q, of_k, of_v = out.unflatten(1, (-1, width)).split([heads, shared, shared], dim=1)
     for source, target in ((grad_q, of_q), (grad_k, of_k)):
         _turn(source.unflatten(2, (2, -1)), target.unflatten(2, (2, -1)), rotary.cos, -rotary.sin)

@@ -6,8 +6,10 @@ from typing import Any, cast
 
 import torch
 
+from data_pipeline.errors import InputError
 from models.configs import LanguageConfig, LoRAConfig
-from models.fused_decoder import PROJECTIONS, DecoderLayer, DecoderShape, FusedDecoder
+from models.few_bits import BLOCK
+from models.fused_decoder import PROJECTIONS, DecoderLayer, DecoderShape, FusedDecoder, Weights
 
 _FAMILIES = ("llama", "mistral")
 _TURNS = ("default", "linear", "llama3", "yarn")  # whose angles do not depend on the length of the text
@@ -55,10 +57,19 @@ def fuse(causal: Any, config: LanguageConfig) -> FusedDecoder:
     """Return the fused decoder with the weights of a model that `why_not` has nothing against, with new adapters.
 
     Each layer of the model gives its memory up as soon as it is copied.
+
+    Raises:
+        InputError: It is to be quantised and its layers do not divide into blocks.
     """
     lora, body = config.lora, causal.base_model
+    shape = shape_of(causal.config)
+    if config.quantise != "none" and Weights.numbers(shape) % (2 * BLOCK):
+        raise InputError(
+            f"model.language.quantise={config.quantise!r}: a layer of {config.checkpoint} has {Weights.numbers(shape)} "
+            f'numbers, not a multiple of {2 * BLOCK}; choose "none"'
+        )
     decoder = FusedDecoder(
-        shape_of(causal.config),
+        shape,
         rank=lora.rank,
         alpha=lora.alpha,
         targets=lora.targets,
@@ -66,7 +77,9 @@ def fuse(causal: Any, config: LanguageConfig) -> FusedDecoder:
         turn_scale=float(body.rotary_emb.attention_scaling),
         dtype=getattr(torch, config.dtype),
         recompute=config.recompute,
+        within_gib=config.recompute_within_gib,
         offload=config.offload_activations,
+        quantise=config.quantise,
     )
     decoder.embedding.weight.copy_(body.embed_tokens.weight)
     if not decoder.shape.tied:
@@ -74,13 +87,14 @@ def fuse(causal: Any, config: LanguageConfig) -> FusedDecoder:
     decoder.norm.weight.copy_(body.norm.weight)
     for layer, source in zip(cast(list[DecoderLayer], decoder.layers), body.layers, strict=True):
         attention, mlp = source.self_attn, source.mlp
-        for target, parts in (
-            (layer.qkv, (attention.q_proj, attention.k_proj, attention.v_proj)),
-            (layer.output, (attention.o_proj,)),
-            (layer.gate_up, (mlp.gate_proj, mlp.up_proj)),
-            (layer.down, (mlp.down_proj,)),
-        ):
-            target.copy_(torch.cat([p.weight for p in parts]))
+        layer.load(
+            Weights(
+                torch.cat([p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj)]),
+                attention.o_proj.weight,
+                torch.cat([p.weight for p in (mlp.gate_proj, mlp.up_proj)]),
+                mlp.down_proj.weight,
+            )
+        )
         layer.norms.copy_(torch.stack([source.input_layernorm.weight, source.post_attention_layernorm.weight]))
         layer.reset_adapter()
         for parameter in source.parameters():

@@ -4,7 +4,7 @@ DeepSpeed frees a module's parameters after its forward and gathers them anew fo
 weight or a view of one: the backward of a projection reads it again from the layer. What autograd keeps of a layer are
 its input, queries, keys, values, what attention read, the residual stream and gate and up; norms and the gated product
 are computed once more. The adapters of a layer lie in one matrix (rank, columns): A and the transposed B of each
-projection side by side.
+projection side by side. Frozen weights in four or eight bits become numbers one layer at a time.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from models import decoder_kernels as kernels
+from models import decoder_kernels as kernels, few_bits
 from models.decoder_kernels import Rotary
 from models.packed_attention import Packing, causal_attention
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _GROUPS = (PROJECTIONS[:3], PROJECTIONS[3:4], PROJECTIONS[4:6], PROJECTIONS[6:])  # of one fused weight each
-_HEAD_TOKENS = 2048  # whose logits exist at once
+_HEAD_TOKENS = 1024  # whose logits exist at once
 _GIB = 2**30
+_OUTSIDE = 2 * _GIB  # what "auto" leaves free on a card: fragments, other libraries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,34 +86,100 @@ def slots_of(shape: DecoderShape, targets: Sequence[str]) -> tuple[tuple[Slot, .
     return tuple(groups)
 
 
-class Keep(NamedTuple):
-    """What a layer keeps for its backward, from all that is dear to compute to its input alone."""
+class Weights(NamedTuple):
+    """The frozen matrices of a layer."""
 
-    gate_up: bool = True
-    inside: bool = True  # False: the input alone; the layer runs forward once more
+    qkv: Tensor
+    output: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+    @staticmethod
+    def sizes(shape: DecoderShape) -> list[tuple[int, int]]:
+        """Return rows and columns of each."""
+        q, kv = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+        return [(q + 2 * kv, shape.width), (shape.width, q), (2 * shape.inner, shape.width), (shape.width, shape.inner)]
+
+    @staticmethod
+    def numbers(shape: DecoderShape) -> int:
+        """Return how many numbers they hold together."""
+        return sum(rows * columns for rows, columns in Weights.sizes(shape))
 
 
-KEEP_ALL = Keep()
+class Room:
+    """Memory for the frozen matrices of one layer: a quantised layer writes them here just before it uses them."""
+
+    def __init__(self) -> None:
+        self._numbers: Tensor | None = None
+        self._holds: DecoderLayer | None = None
+
+    def of(self, layer: DecoderLayer) -> Weights:
+        """Return the matrices of a layer; they last until those of another one are asked for."""
+        numbers = self._for(layer)
+        if self._holds is not layer:
+            few_bits.dequantise(layer.kind, layer.codes, layer.scales, numbers)
+            self._holds = layer
+        return self._views(layer)
+
+    def take(self, layer: DecoderLayer, weights: Weights) -> None:
+        """Quantise matrices (these here may be filled and given) into the layer."""
+        self._holds = None
+        numbers = self._for(layer)
+        for view, given in zip(self._views(layer), weights, strict=True):
+            view.copy_(given)
+        few_bits.quantise(layer.kind, numbers, layer.codes.data, layer.scales.data)
+
+    def _for(self, layer: DecoderLayer) -> Tensor:
+        device = layer.codes.device
+        if self._numbers is None or self._numbers.device != device:
+            size = Weights.numbers(layer.shape)
+            self._numbers = torch.empty(size, dtype=layer.norms.dtype, device=device)
+            self._holds = None
+        return self._numbers
+
+    def _views(self, layer: DecoderLayer) -> Weights:
+        sizes = Weights.sizes(layer.shape)
+        assert self._numbers is not None
+        parts = self._numbers.split([rows * columns for rows, columns in sizes])
+        return Weights(*(part.view(size) for part, size in zip(parts, sizes, strict=True)))
 
 
 class DecoderLayer(nn.Module):
     """Attention and gated product with their norms, adapters and residual sums."""
 
     def __init__(
-        self, shape: DecoderShape, rank: int, alpha: float, targets: Sequence[str], dtype: torch.dtype, device: Any
-    ) -> None:
+        self, shape: DecoderShape, rank: int, alpha: float, targets: Sequence[str], dtype: torch.dtype, device: Any,
+        kind: str, room: Room,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.shape, self.scale = shape, alpha / rank
+        self.shape, self.scale, self.kind, self.room = shape, alpha / rank, kind, room
         self.slots = slots_of(shape, targets)
-        q, kv = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
         options: dict[str, Any] = {"dtype": dtype, "device": device}
         self.norms = _frozen(2, shape.width, **options)
-        self.qkv = _frozen(q + 2 * kv, shape.width, **options)
-        self.output = _frozen(shape.width, q, **options)
-        self.gate_up = _frozen(2 * shape.inner, shape.width, **options)
-        self.down = _frozen(shape.width, shape.inner, **options)
+        if kind == "none":
+            for name, size in zip(Weights._fields, Weights.sizes(shape), strict=True):
+                self.register_parameter(name, _frozen(*size, **options))
+        else:
+            numbers = Weights.numbers(shape)
+            self.codes = _frozen(few_bits.code_bytes(kind, numbers), dtype=torch.uint8, device=device)
+            self.scales = _frozen(numbers // few_bits.BLOCK, dtype=torch.bfloat16, device=device)
         self.columns = sum(sum(shape.sizes(s.projection)) for group in self.slots for s in group)
         self.adapter = nn.Parameter(torch.empty(rank, self.columns, device=device))
+
+    def weights(self) -> Weights:
+        """Return the frozen matrices; of a quantised layer until another one asks for its own."""
+        if self.kind != "none":
+            return self.room.of(self)
+        return Weights(*(getattr(self, name) for name in Weights._fields))
+
+    @torch.no_grad()
+    def load(self, weights: Weights) -> None:
+        """Take over the frozen matrices, quantised where the layer holds them so."""
+        if self.kind != "none":
+            self.room.take(self, weights)
+            return
+        for own, given in zip(self.weights(), weights, strict=True):
+            own.copy_(given)
 
     @torch.no_grad()
     def reset_adapter(self) -> None:
@@ -129,7 +196,7 @@ class DecoderLayer(nn.Module):
         rotary: Rotary,
         packing: Packing,
         cache: list[Tensor] | None = None,
-        keep: Keep = KEEP_ALL,
+        again: bool = False,
     ) -> Float[Tensor, "N h"]:
         """Run the layer over packed sequences.
 
@@ -138,24 +205,27 @@ class DecoderLayer(nn.Module):
             rotary: Angle of each token's place in its sequence.
             packing: Where the sequences begin.
             cache: Keys and values of the places before (empty at first), for one sequence without gradients.
-            keep: What the backward finds ready.
+            again: Keep the input alone; the backward runs the layer forward once more.
         """
-        if cache is None and not keep.inside and torch.is_grad_enabled():
+        if cache is None and again and torch.is_grad_enabled():
             out: Tensor = _Again.apply(x, self.adapter, self, rotary, packing)
             return out
-        return self.run(x, self.adapter, rotary, packing, cache, keep)
+        return self.run(x, self.adapter, rotary, packing, cache)
 
     def run(
-        self, x: Tensor, adapter: Tensor, rotary: Rotary, packing: Packing, cache: list[Tensor] | None,
-        keep: Keep,
+        self, x: Tensor, adapter: Tensor, rotary: Rotary, packing: Packing, cache: list[Tensor] | None = None,
+        whole: bool = True,
     ) -> Tensor:  # fmt: skip
-        """Run the layer; `adapter` is who receives the gradient, its numbers are read from the layer."""
+        """Run the layer; `adapter` is who receives the gradient, its numbers are read from the layer.
+
+        With whole=False for the sake of the gradients alone: what comes out has the shape of the output, no more.
+        """
         x, q, k, v = _ReadIn.apply(x, adapter, self, rotary)
         if cache is not None:
             k, v = (torch.cat([old, new]) for old, new in zip(cache, (k, v), strict=True)) if cache else (k, v)
             cache[:] = [k, v]
         attended = causal_attention(q, k, v, packing).flatten(1)
-        out: Tensor = _WriteBack.apply(x, attended, adapter, self, keep.gate_up)
+        out: Tensor = _WriteBack.apply(x, attended, adapter, self, whole)
         return out
 
     def project(
@@ -166,11 +236,10 @@ class DecoderLayer(nn.Module):
         The adapters write first and the large product adds to that: one pass over the output less. The residual comes
         last: in bfloat16 a small step of an adapter, added to the large residual alone, would be rounded away.
         """
+        low = self.low(x, slots)
         if not slots:
-            low = x.new_empty(len(x), 0)
             return (x @ weight.t() if residual is None else torch.addmm(residual, x, weight.t())), low
         small = self.small(x.dtype)
-        low = (x @ _side_by_side(small, [s.a for s in slots]).t()).mul_(self.scale)
         parts = low.split(len(small), dim=1)
         if residual is not None:
             (slot,) = slots
@@ -184,6 +253,12 @@ class DecoderLayer(nn.Module):
             else:
                 target.addmm_(part, small[:, slot.b])
         return (out.addmm_(x, weight.t()) if whole else out), low
+
+    def low(self, x: Tensor, slots: tuple[Slot, ...]) -> Tensor:
+        """Return scale x A^T of the projections that read x, side by side."""
+        if not slots:
+            return x.new_empty(len(x), 0)
+        return (x @ _side_by_side(self.small(x.dtype), [s.a for s in slots]).t()).mul_(self.scale)
 
     def project_backward(
         self, grad: Tensor, weight: Tensor, slots: tuple[Slot, ...], low: Tensor, adapter_grad: Tensor | None
@@ -223,7 +298,7 @@ class _ReadIn(Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         shape = layer.shape
         normed = kernels.rms_norm(x, layer.norms[0], shape.norm_eps)
-        qkv, low = layer.project(normed, layer.qkv, layer.slots[0])
+        qkv, low = layer.project(normed, layer.weights().qkv, layer.slots[0])
         kernels.rotate_(qkv, rotary, shape.heads + shape.kv_heads)
         ctx.layer, ctx.rotary = layer, rotary
         ctx.save_for_backward(x, low)
@@ -238,7 +313,7 @@ class _ReadIn(Function):
         slots = layer.slots[0]
         adapter_grad = _adapter_grad(ctx, 1, layer, slots)
         grad = kernels.rotate_backward(grad_q, grad_k, grad_v, ctx.rotary)
-        normed_grad, low_grad = layer.project_backward(grad, layer.qkv, slots, low, adapter_grad)
+        normed_grad, low_grad = layer.project_backward(grad, layer.weights().qkv, slots, low, adapter_grad)
         x_grad, normed = kernels.rms_norm_backward(normed_grad, x, layer.norms[0], layer.shape.norm_eps, grad_x)
         layer.a_backward(low_grad, normed, slots, adapter_grad)
         return x_grad, adapter_grad, None, None
@@ -248,43 +323,40 @@ class _WriteBack(Function):
     """Output projection and residual sum, then norm, gate and up, their product, down and residual sum."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, attended: Tensor, adapter: Tensor, layer: DecoderLayer, keep_gate_up: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, attended: Tensor, adapter: Tensor, layer: DecoderLayer, whole: bool) -> Tensor:
         _, of_output, of_gate_up, of_down = layer.slots
-        middle, low_output = layer.project(attended, layer.output, of_output, residual=x)
+        weights = layer.weights()
+        middle, low_output = layer.project(attended, weights.output, of_output, residual=x)
         normed = kernels.rms_norm(middle, layer.norms[1], layer.shape.norm_eps)
-        gate_up, low_gate_up = layer.project(normed, layer.gate_up, of_gate_up)
-        out, low_down = layer.project(kernels.swiglu(gate_up), layer.down, of_down, residual=middle)
+        gate_up, low_gate_up = layer.project(normed, weights.gate_up, of_gate_up)
+        product = kernels.swiglu(gate_up)
+        if whole:
+            out, low_down = layer.project(product, weights.down, of_down, residual=middle)
+        else:  # the gradient needs all but the last product, a fifth of the work
+            out, low_down = middle, layer.low(product, of_down)
         ctx.layer = layer
-        ctx.save_for_backward(
-            attended, middle, low_output, low_gate_up, low_down, *([gate_up] if keep_gate_up else [])
-        )  # fmt: skip
+        ctx.save_for_backward(attended, middle, low_output, low_gate_up, low_down, gate_up)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layer: DecoderLayer = ctx.layer
-        attended, middle, low_output, low_gate_up, low_down, *kept = ctx.saved_tensors
+        attended, middle, low_output, low_gate_up, low_down, gate_up = ctx.saved_tensors
         _, of_output, of_gate_up, of_down = layer.slots
-        eps = layer.shape.norm_eps
+        weights, eps = layer.weights(), layer.shape.norm_eps
         adapter_grad = _adapter_grad(ctx, 2, layer, of_output + of_gate_up + of_down)
-        if kept:
-            (gate_up,) = kept
-        else:
-            gate_up, _ = layer.project(kernels.rms_norm(middle, layer.norms[1], eps), layer.gate_up, of_gate_up)
-        product_grad, low_grad = layer.project_backward(grad, layer.down, of_down, low_down, adapter_grad)
-        gate_up_grad, product = kernels.swiglu_backward(product_grad, gate_up)
+        product, low_grad = layer.project_backward(grad, weights.down, of_down, low_down, adapter_grad)
+        kernels.swiglu_backward_(product, gate_up)  # now the product and the gradient of gate and up
         layer.a_backward(low_grad, product, of_down, adapter_grad)
-        del gate_up, kept, product, product_grad
-        normed_grad, low_grad = layer.project_backward(
-            gate_up_grad, layer.gate_up, of_gate_up, low_gate_up, adapter_grad
-        )
-        del gate_up_grad
+        del product
+        normed_grad, low_grad = layer.project_backward(gate_up, weights.gate_up, of_gate_up, low_gate_up, adapter_grad)
         middle_grad, normed = kernels.rms_norm_backward(normed_grad, middle, layer.norms[1], eps, grad)
         layer.a_backward(low_grad, normed, of_gate_up, adapter_grad)
-        attended_grad, low_grad = layer.project_backward(middle_grad, layer.output, of_output, low_output, adapter_grad)
+        del normed_grad, normed
+        attended_grad, low_grad = layer.project_backward(
+            middle_grad, weights.output, of_output, low_output, adapter_grad
+        )
         layer.a_backward(low_grad, attended, of_output, adapter_grad)
         return middle_grad, attended_grad, adapter_grad, None, None
 
@@ -296,7 +368,7 @@ class _Again(Function):
     def forward(ctx: Any, x: Tensor, adapter: Tensor, layer: DecoderLayer, rotary: Rotary, packing: Packing) -> Tensor:
         ctx.layer, ctx.rotary, ctx.packing = layer, rotary, packing
         ctx.save_for_backward(x)
-        return layer.run(x, adapter, rotary, packing, None, KEEP_ALL)
+        return layer.run(x, adapter, rotary, packing)
 
     @staticmethod
     @once_differentiable
@@ -305,7 +377,7 @@ class _Again(Function):
         x = x.detach().requires_grad_()
         adapter = ctx.layer.adapter.detach().requires_grad_()  # gradients of the parameter itself belong to the caller
         with torch.enable_grad():
-            out = ctx.layer.run(x, adapter, ctx.rotary, ctx.packing, None, KEEP_ALL)
+            out = ctx.layer.run(x, adapter, ctx.rotary, ctx.packing, whole=False)
         x_grad, adapter_grad = torch.autograd.grad(out, (x, adapter), grad)
         return x_grad, adapter_grad, None, None, None
 
@@ -368,6 +440,8 @@ class _Nats(Function):
             if wanted:
                 slope = logs.exp_().scatter_add_(1, label[:, None], -logs.new_ones(len(label), 1))
                 slopes.append(slope.to(states.dtype) @ head.weight)
+                del slope
+            del logs  # or it would live until the next ones are there
         ctx.save_for_backward(torch.cat(slopes) if slopes else hidden.new_empty(0))
         return torch.cat(nats) if nats else hidden.new_zeros(0, dtype=torch.float32)
 
@@ -393,7 +467,9 @@ class FusedDecoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: Any = None,
         recompute: str = "auto",
+        within_gib: float = 0.0,
         offload: bool = False,
+        quantise: str = "none",
     ) -> None:
         """Make a decoder whose weights are still to be filled in.
 
@@ -406,18 +482,21 @@ class FusedDecoder(nn.Module):
             turn_scale: Factor of its sine and cosine.
             dtype: Of the frozen weights and of the computation; adapters are float32.
             device: Where the weights lie.
-            recompute: "none" keeps everything dear, "mlp" computes gate and up again, "layer" keeps the inputs of the
-                layers alone, "auto" takes the least of it that the free memory of the GPU asks for.
+            recompute: "none" keeps everything dear, "layer" keeps the inputs of the layers alone and runs them forward
+                once more, "auto" does so with as few layers as the free memory of the GPU asks for.
+            within_gib: Memory in GiB that "auto" fills at most; 0 stands for all that the card has.
             offload: Keep what the layers keep in the memory of the host.
+            quantise: How the matrices of the layers are held: "none" in dtype, "nf4", "int8".
         """
         super().__init__()
         self.shape, self.targets, self.recompute, self.offload = shape, tuple(targets), recompute, offload
-        self.rank, self.turn_scale = rank, turn_scale
-        self.last_keeps: list[Keep] = []  # what the layers kept of the last forward
+        self.rank, self.turn_scale, self.within_gib, self.quantise = rank, turn_scale, within_gib, quantise
+        self.last_again = 0  # how many layers kept their input alone in the last forward
+        room = Room()
         options: dict[str, Any] = {"dtype": dtype, "device": device}
         self.embedding = nn.Embedding(shape.vocabulary, shape.width, **options).requires_grad_(False)
         self.layers = nn.ModuleList(
-            DecoderLayer(shape, rank, alpha, targets, dtype, device) for _ in range(shape.layers)
+            DecoderLayer(shape, rank, alpha, targets, dtype, device, quantise, room) for _ in range(shape.layers)
         )
         self.norm = FinalNorm(shape, dtype, device)
         self.head = Head(self.embedding.weight if shape.tied else _frozen(shape.vocabulary, shape.width, **options))
@@ -457,15 +536,15 @@ class FusedDecoder(nn.Module):
             # ZeRO-3 frees a layer once the gradient of its input is there.
             embedded = embedded.detach().requires_grad_()
         rotary = self._rotary(places)
-        keeps = self._keeps(len(embedded)) if torch.is_grad_enabled() else [KEEP_ALL] * len(self.layers)
-        self.last_keeps = keeps
+        again = self._again(len(embedded)) if torch.is_grad_enabled() else 0
+        self.last_again = again
         if cache is not None and not cache:
             cache.extend([] for _ in self.layers)
         hidden = embedded
-        for i, (layer, keep) in enumerate(zip(self.layers[:layers], keeps[:layers], strict=True)):
+        for i, layer in enumerate(self.layers[:layers]):
             with _saved_on_host(self.offload, pinned=hidden.is_cuda):
                 hidden = layer(
-                    hidden, rotary=rotary, packing=packing, cache=None if cache is None else cache[i], keep=keep
+                    hidden, rotary=rotary, packing=packing, cache=None if cache is None else cache[i], again=i < again
                 )
             if taps is not None and i + 1 in taps:
                 taps[i + 1] = hidden
@@ -493,52 +572,56 @@ class FusedDecoder(nn.Module):
         angles = places[:, None].float() * self.frequencies
         return Rotary(angles.cos() * self.turn_scale, angles.sin() * self.turn_scale)
 
-    def _keeps(self, tokens: int) -> list[Keep]:
-        """Return what each layer keeps."""
-        if self.recompute == "layer":
-            return [Keep(inside=False)] * len(self.layers)
-        if self.recompute == "mlp":
-            return [Keep(gate_up=False)] * len(self.layers)
-        if self.recompute == "none" or not self.frequencies.is_cuda:
-            return [KEEP_ALL] * len(self.layers)
-        kept = self.kept_bytes(tokens)
-        free, _ = torch.cuda.mem_get_info()
-        free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return plan(len(self.layers), kept, free - self.working_bytes(tokens))
+    def _again(self, tokens: int) -> int:
+        """Return how many layers, the first ones, keep their input alone.
 
-    def kept_bytes(self, tokens: int) -> tuple[int, int, int]:
-        """Return what a layer keeps of so many tokens: everything, without gate and up, its input alone."""
+        The backward meets them last, when what the others kept is gone and there is room for a whole layer.
+        """
+        if self.recompute == "layer":
+            return len(self.layers)
+        if self.recompute == "none" or not self.frequencies.is_cuda:
+            return 0
+        taken = torch.cuda.memory_allocated()
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - taken - _OUTSIDE
+        if self.within_gib:
+            free = min(free, int(self.within_gib * _GIB) - taken)
+        return plan(len(self.layers), self.kept_bytes(tokens), free - self.working_bytes(tokens))
+
+    def kept_bytes(self, tokens: int) -> tuple[int, int]:
+        """Return what a layer keeps of so many tokens: everything, its input alone."""
         s = self.shape
         size = self.head.weight.element_size() * tokens
-        attended = s.heads * s.head_width
-        few = size * (2 * s.width + 2 * attended + 2 * s.kv_heads * s.head_width) + 4 * tokens * s.heads
-        return few + size * 2 * s.inner, few, size * s.width
+        heads = s.heads * s.head_width
+        small = self.rank * sum(len(group) for group in slots_of(s, self.targets))
+        whole = size * (2 * s.width + 2 * heads + 2 * s.kv_heads * s.head_width + 2 * s.inner + small)
+        return whole + 4 * tokens * s.heads, size * s.width
 
     def working_bytes(self, tokens: int) -> int:
-        """Return what one layer's backward, the head and the gathers of ZeRO-3 take beside what is kept."""
+        """Return what the last layer's backward, the head and the gathers of ZeRO-3 take beside what is kept."""
         s = self.shape
         size = self.head.weight.element_size()
-        layer = size * tokens * (6 * s.inner + 4 * s.width)
-        head = _HEAD_TOKENS * s.vocabulary * 10
-        numbers = [getattr(p, "ds_numel", p.numel()) for p in (*self.layers[0].parameters(), self.head.weight)]
-        gathered = 3 * size * sum(numbers) if self.head.weight.numel() == 0 else 0
-        return max(layer, head) + gathered + 2 * _GIB
+        layer = size * tokens * (s.inner + 5 * s.width)
+        head = size * tokens * 4 * s.width + _HEAD_TOKENS * s.vocabulary * (8 + size)
+        room = 0 if self.quantise == "none" else size * Weights.numbers(s)
+        if self.head.weight.numel() == 0:  # ZeRO-3 shares it out: this layer, the next one and the head are gathered
+            gathered = [*self.layers[0].parameters(), *self.layers[0].parameters(), self.head.weight]
+            room += sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in gathered)
+        return max(layer, head) + room + _GIB // 8
 
 
-def plan(layers: int, kept: tuple[int, int, int], free: int) -> list[Keep]:
-    """Return what each layer keeps so that all fits into the free bytes: gate and up go first, they cost least.
+def plan(layers: int, kept: tuple[int, int], free: int) -> int:
+    """Return how many layers must keep their input alone so that all fits into the free bytes.
+
+    Products that read states of one width cost the same arithmetic for each byte that they need not keep, so nothing is
+    gained from keeping a part of a layer.
 
     Args:
-        layers: How many.
-        kept: Bytes of a layer that keeps everything, all but gate and up, its input alone.
+        layers: How many there are.
+        kept: Bytes of a layer that keeps everything, of one that keeps its input alone.
         free: Bytes.
     """
-    whole, few, least = kept
-    without = math.ceil(max(0, layers * whole - free) / (whole - few))
-    if without <= layers:
-        return [Keep(gate_up=False)] * without + [KEEP_ALL] * (layers - without)
-    again = min(layers, math.ceil(max(0, layers * few - free) / (few - least)))
-    return [Keep(inside=False)] * again + [Keep(gate_up=False)] * (layers - again)
+    whole, least = kept
+    return min(layers, math.ceil(max(0, layers * whole - free) / (whole - least)))
 
 
 def _frozen(*shape: int, **options: Any) -> nn.Parameter:

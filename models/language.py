@@ -312,12 +312,14 @@ def load_causal(config: LanguageConfig) -> FusedDecoder | PeftDecoder:
     """Load the frozen causal model in `config.dtype` with float32 adapters, the only trainable part.
 
     Raises:
-        InputError: The checkpoint cannot be loaded or not fused although that was asked for, `lora.targets` names no
-            module of it, or `lora.start_from` does not fit.
+        InputError: The checkpoint cannot be loaded, or not fused or not quantised although that was asked for,
+            `lora.targets` names no module of it, or `lora.start_from` does not fit.
     """
     causal: PreTrainedModel = _load(AutoModelForCausalLM, config, dtype=getattr(torch, config.dtype))
     causal.requires_grad_(False)
     reason = "" if config.decoder == "peft" else why_not(causal, config.lora)
+    if reason and config.quantise != "none":
+        raise InputError(f'model.language.quantise="{config.quantise}": {reason}; choose "none"')
     if reason and config.decoder == "fused":
         raise InputError(f'model.language.decoder="fused": {reason}; choose "auto" or "peft"')
     if reason:

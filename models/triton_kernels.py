@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 _COLUMNS = 1024  # of one program of the gated product
+_SCALES = 64  # of the blocks of weights that one program dequantises
 
 
 @triton.jit
@@ -52,7 +53,7 @@ def _swiglu(gu_ptr, out_ptr, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _swiglu_backward(g_ptr, gu_ptr, dgu_ptr, out_ptr, width, BLOCK: tl.constexpr):
+def _swiglu_backward(g_ptr, gu_ptr, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
@@ -63,9 +64,9 @@ def _swiglu_backward(g_ptr, gu_ptr, dgu_ptr, out_ptr, width, BLOCK: tl.constexpr
     sigmoid = tl.sigmoid(wide)
     silu = (wide * sigmoid).to(gate.dtype)
     slope = sigmoid * (1 + wide * (1 - sigmoid))
-    tl.store(dgu_ptr + row * 2 * width + column, g * up.to(tl.float32) * slope, mask=inside)
-    tl.store(dgu_ptr + row * 2 * width + width + column, g * silu.to(tl.float32), mask=inside)
-    tl.store(out_ptr + row * width + column, silu * up, mask=inside)
+    tl.store(gu_ptr + row * 2 * width + column, g * up.to(tl.float32) * slope, mask=inside)
+    tl.store(gu_ptr + row * 2 * width + width + column, g * silu.to(tl.float32), mask=inside)
+    tl.store(g_ptr + row * width + column, silu * up, mask=inside)
 
 
 @triton.jit
@@ -85,6 +86,24 @@ def _rotate(
     second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
     tl.store(target, first * cos - second * sin, mask=inside)
     tl.store(target + HALF, second * cos + first * sin, mask=inside)
+
+
+@triton.jit
+def _dequantise(
+    codes_ptr, scales_ptr, levels_ptr, out_ptr, blocks,
+    TWO: tl.constexpr, SCALES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    block = (tl.program_id(0) * SCALES + tl.arange(0, SCALES)).to(tl.int64)[:, None]
+    place = block * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = block < blocks
+    code = tl.load(codes_ptr + place, mask=inside, other=0).to(tl.int32)
+    scale = tl.load(scales_ptr + block, mask=inside, other=0.0).to(tl.float32)
+    first = tl.load(levels_ptr + (code & 15 if TWO else code))
+    tl.store(out_ptr + place, first * scale, mask=inside)
+    if TWO:
+        scale = tl.load(scales_ptr + blocks + block, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(levels_ptr + (code >> 4))
+        tl.store(out_ptr + blocks * BLOCK + place, second * scale, mask=inside)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -115,14 +134,12 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return out
 
 
-def swiglu_backward(grad: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+def swiglu_backward_(grad: Tensor, gate_up: Tensor) -> None:
     """See decoder_kernels."""
     rows, width = grad.shape
-    dgu, out = torch.empty_like(gate_up), torch.empty_like(grad)
-    _swiglu_backward[(rows, triton.cdiv(width, _COLUMNS))](
-        grad.contiguous(), gate_up.contiguous(), dgu, out, width, BLOCK=_COLUMNS
-    )
-    return dgu, out
+    assert grad.is_contiguous() and gate_up.is_contiguous()
+    _swiglu_backward[(rows, triton.cdiv(width, _COLUMNS))](grad, gate_up, width, BLOCK=_COLUMNS)
+    torch.autograd.graph.increment_version([grad, gate_up])  # autograd refuses a second backward
 
 
 def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
@@ -154,6 +171,15 @@ def _launch(
         source, row, head, target, target_row, cos, sin, sign, heads,
         HALF=half, WIDTH=triton.next_power_of_2(half), HEADS=triton.next_power_of_2(heads), num_warps=8,
     )  # fmt: skip
+
+
+def dequantise(codes: Tensor, scales: Tensor, levels: Tensor, numbers: Tensor, two_in_a_byte: bool) -> None:
+    """See models/few_bits.py."""
+    size = numbers.numel() // scales.numel()
+    blocks = codes.numel() // size
+    _dequantise[(triton.cdiv(blocks, _SCALES),)](
+        codes, scales, levels, numbers, blocks, TWO=two_in_a_byte, SCALES=_SCALES, BLOCK=size, num_warps=8
+    )
 
 
 def _warps(block: int) -> int:

@@ -14,7 +14,7 @@ from data_pipeline.errors import InputError
 from models import adapters, decoder_kernels, fused_decoder
 from models.configs import LanguageConfig, LoRAConfig
 from models.fuse import fuse, why_not
-from models.fused_decoder import KEEP_ALL, PROJECTIONS, FusedDecoder, Keep, plan
+from models.fused_decoder import PROJECTIONS, FusedDecoder, plan
 from models.language import load_causal, packaged_checkpoint
 from models.packed_attention import Packing, causal_attention
 from models.peft_decoder import PeftDecoder
@@ -84,7 +84,7 @@ def adapter_gradients(fused: FusedDecoder) -> dict[str, Tensor]:
     return adapters.to_peft(fused, {n: p.grad for n, p in fused.named_parameters() if p.grad is not None})
 
 
-@pytest.mark.parametrize("recompute", ["none", "mlp", "layer"])
+@pytest.mark.parametrize("recompute", ["none", "layer"])
 @pytest.mark.parametrize(
     ("targets", "changes"),
     [
@@ -234,41 +234,58 @@ def test_the_gradients_of_the_kernels_are_those_of_torch() -> None:
     torch.testing.assert_close(again, (x * scale * weight).detach(), rtol=1e-5, atol=1e-6)
     gate_up = torch.randn(5, 8, requires_grad=True)
     decoder_kernels.swiglu(gate_up).backward(grad[:, :4].float())
-    slope, product = decoder_kernels.swiglu_backward(grad[:, :4].float(), gate_up.detach())
+    expected = decoder_kernels.swiglu(gate_up).detach()
+    product, slope = grad[:, :4].float(), gate_up.detach().clone()
+    decoder_kernels.swiglu_backward_(product, slope)
     torch.testing.assert_close(slope, gate_up.grad)
-    torch.testing.assert_close(product, decoder_kernels.swiglu(gate_up).detach())
+    torch.testing.assert_close(product, expected)
 
 
-def test_gate_and_up_are_given_up_first_and_only_as_often_as_needed() -> None:
-    sizes = (10, 6, 1)  # bytes: everything, without gate and up, the input alone
-    without, alone = Keep(gate_up=False), Keep(inside=False)
-    assert plan(4, sizes, 40) == [KEEP_ALL] * 4
-    assert plan(4, sizes, 39) == [without] + [KEEP_ALL] * 3
-    assert plan(4, sizes, 24) == [without] * 4
-    assert plan(4, sizes, 23) == [alone] + [without] * 3
-    assert plan(4, sizes, 0) == [alone] * 4
+def test_no_more_layers_run_again_than_the_memory_asks_for() -> None:
+    sizes = (10, 1)  # bytes: everything, the input alone
+    assert [plan(4, sizes, free) for free in (40, 39, 31, 30, 4, 0)] == [0, 1, 1, 2, 4, 4]
 
 
-def test_what_a_layer_keeps_is_what_was_counted() -> None:
-    for recompute, which in (("none", 0), ("mlp", 1), ("layer", 2)):
-        _, fused = pair(lora(), recompute, num_hidden_layers=1)
-        kept: dict[int, int] = {}
+def test_the_layers_that_run_again_are_the_first_and_the_gradients_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fused = pair(lora())
+    nats_of(fused).sum().backward()
+    gradients = adapter_gradients(fused)
+    fused.zero_grad()
+    monkeypatch.setattr(fused, "_again", lambda tokens: 1)
+    nats = nats_of(fused)
+    nats.sum().backward()
+    assert fused.last_again == 1
+    for name, gradient in adapter_gradients(fused).items():
+        torch.testing.assert_close(gradient, gradients[name])
 
-        def count(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
 
-        states = fused.embed(words()).detach().requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            out = fused.layers[0](
-                states,
-                rotary=fused._rotary(places()),
-                packing=Packing.of((TOKENS,), states.device),
-                keep=(KEEP_ALL, Keep(gate_up=False), Keep(inside=False))[which],
-            )
-        kept.pop(out.untyped_storage().data_ptr(), None)
-        small = TOKENS * 3 * 7 * 4  # x A^T of seven projections of rank 3
-        assert fused.kept_bytes(TOKENS)[which] <= sum(kept.values()) <= fused.kept_bytes(TOKENS)[which] + small + 64
+def test_a_second_backward_over_what_the_first_has_used_up_is_refused() -> None:
+    _, fused = pair(lora())
+    nats = nats_of(fused).sum()
+    nats.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        nats.backward()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_a_layer_keeps_is_what_was_counted(again: bool) -> None:
+    _, fused = pair(lora(), num_hidden_layers=1)
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    states = fused.embed(words()).detach().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        out = fused.layers[0](
+            states,
+            rotary=fused._rotary(places()),
+            packing=Packing.of((TOKENS,), states.device),
+            again=again,
+        )
+    kept.pop(out.untyped_storage().data_ptr(), None)
+    assert sum(kept.values()) == pytest.approx(fused.kept_bytes(TOKENS)[again], abs=64)
 
 
 def test_peft_reads_what_we_write_and_we_read_what_peft_writes(tmp_path: Path) -> None:
@@ -377,7 +394,7 @@ def test_what_cannot_be_fused_is_refused_when_that_was_asked_for_and_runs_throug
     assert "transformers + peft" in caplog.text and len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("field", ["decoder", "recompute"])
+@pytest.mark.parametrize("field", ["decoder", "recompute", "quantise"])
 def test_an_unknown_choice_is_refused(field: str) -> None:
     with pytest.raises(InputError, match=f"model.language.{field}='fast'"):
         LanguageConfig(**{field: "fast"})

@@ -36,13 +36,14 @@ SAMPLES, STEPS, LENGTH = 4, 3, 12
 class Objective(nn.Module):
     """The language model with a learned prefix, which every sample sees."""
 
-    def __init__(self, recompute: str) -> None:
+    def __init__(self, recompute: str, quantise: str) -> None:
         super().__init__()
         torch.manual_seed(0)
         sizes = dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
         causal = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2)).requires_grad_(False)
         targets = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
-        config = LanguageConfig(lora=LoRAConfig(rank=2, targets=targets), latent_dim=4, recompute=recompute)
+        options = {"lora": LoRAConfig(rank=2, targets=targets), "recompute": recompute, "quantise": quantise}
+        config = LanguageConfig(latent_dim=4, **options)
         self.language = LanguageModel(config, fuse(causal, config), prefix_width=8)
 
     def forward(self, batch: Batch) -> ObjectiveOutput:
@@ -73,7 +74,7 @@ def text(step: int, silent: int) -> TextBatch:
 
 
 def train(
-    engine: str, world: int, rank: int, recompute: str, silent: int
+    engine: str, world: int, rank: int, recompute: str, silent: int, quantise: str
 ) -> tuple[list[list[float]], dict[str, Tensor]]:
     per_rank = SAMPLES // world
     config = RunConfig(
@@ -81,7 +82,7 @@ def train(
         optim=OptimConfig(lr=3e-2, lr_warmup_steps=1, clip_norm=0.5),
         train=TrainConfig(part="llm", engine=engine, steps=STEPS, process_group_timeout_s=60.0),
     )
-    made = build_engine(Objective(recompute), config)
+    made = build_engine(Objective(recompute, quantise), config)
     curve = []
     for step in range(STEPS):
         mine = slice(rank * per_rank, (rank + 1) * per_rank)
@@ -95,11 +96,14 @@ def train(
     return curve, made.weights()
 
 
-@pytest.mark.parametrize(("recompute", "silent"), [("auto", 0), ("auto", 2), ("layer", 0)])
-def test_two_zero3_ranks_equal_one_process(recompute: str, silent: int, tmp_path: Path) -> None:
-    arguments = [recompute, str(silent), str(tmp_path)]
+@pytest.mark.parametrize(
+    ("recompute", "silent", "quantise"),
+    [("auto", 0, "none"), ("auto", 2, "none"), ("layer", 0, "none"), ("layer", 2, "nf4")],
+)
+def test_two_zero3_ranks_equal_one_process(recompute: str, silent: int, quantise: str, tmp_path: Path) -> None:
+    arguments = [recompute, str(silent), quantise, str(tmp_path)]
     start_ranks(__file__, arguments, 2, tmp_path / "curve.json", timeout_s=120)
-    curve, weights = train("local", 1, 0, recompute, silent)
+    curve, weights = train("local", 1, 0, recompute, silent, quantise)
     for two, one in zip(json.loads((tmp_path / "curve.json").read_text()), curve, strict=True):
         assert two == pytest.approx(one, rel=5e-5)
     written = torch.load(tmp_path / "weights.pt", weights_only=True)
@@ -108,8 +112,8 @@ def test_two_zero3_ranks_equal_one_process(recompute: str, silent: int, tmp_path
 
 
 def main() -> None:
-    recompute, silent, folder = sys.argv[1:]
-    curve, weights = train("deepspeed", 2, int(os.environ["RANK"]), recompute, int(silent))
+    recompute, silent, quantise, folder = sys.argv[1:]
+    curve, weights = train("deepspeed", 2, int(os.environ["RANK"]), recompute, int(silent), quantise)
     if weights:
         torch.save(weights, Path(folder) / "weights.pt")
         (Path(folder) / "curve.json").write_text(json.dumps(curve))

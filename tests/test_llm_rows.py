@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from benchmarks import llm, rows
+from benchmarks.bench_memory import llm_rows as memory_rows
 from benchmarks.bench_step_time import llm_rows
-from benchmarks.llm import SHAPES, Load, fill, fused_decoder, measure, parameters_of, shrink, words
+from benchmarks.llm import SHAPES, Load, fill, fused_decoder, loss_gap, measure, parameters_of, shrink, words
 
 
 def test_the_thirteen_billion_are_thirteen_billion() -> None:
@@ -17,14 +18,14 @@ def test_the_thirteen_billion_are_thirteen_billion() -> None:
 
 
 def test_our_decoder_has_the_parameters_that_are_counted() -> None:
-    decoder = fused_decoder(SHAPES["tiny"], "none")
+    decoder = fused_decoder(SHAPES["tiny"])
     assert sum(p.numel() for p in decoder.parameters()) == parameters_of(SHAPES["tiny"])
 
 
 def test_a_weight_is_the_same_in_one_piece_and_inside_a_fused_one() -> None:
     alone = torch.empty(128, 256, dtype=torch.bfloat16)
     fill("model.layers.1.self_attn.k_proj", alone)
-    layer = fused_decoder(SHAPES["tiny"], "none").layers[1]
+    layer = fused_decoder(SHAPES["tiny"]).layers[1]
     assert torch.equal(layer.qkv[256 : 256 + 128], alone)  # after the 4 x 64 rows of q
     a = torch.empty(16, 256)
     fill("model.layers.1.self_attn.k_proj.lora_A", a)
@@ -64,3 +65,27 @@ def test_a_row_that_crashes_or_hangs_says_so_and_the_others_go_on() -> None:
     assert "StopIteration" in crashed["error"]
     late = rows.run_row("benchmarks.bench_step_time", rows.Row(names[0], dict, timeout_s=0.05), ["--part", "llm"])
     assert "no result within" in late["error"]
+
+
+def test_a_quantised_decoder_starts_from_the_same_weights() -> None:
+    plain, quantised = (fused_decoder(SHAPES["tiny"], quantise=kind) for kind in ("none", "int8"))
+    for mine, theirs in zip(quantised.layers, plain.layers, strict=True):
+        for a, b in zip(mine.weights(), theirs.weights(), strict=True):
+            assert (a - b).abs().max() < 0.02 * 5 / 127  # half a step of 1/127 of a block's largest, below 5 sigma
+        assert torch.equal(mine.adapter, theirs.adapter)
+
+
+def test_no_row_is_started_by_the_name_of_another() -> None:
+    for names in ([r.name for r in llm_rows(True, 3)], [r.name for r in memory_rows(True)]):
+        assert all(a not in b for a in names for b in names if a != b)
+
+
+def test_the_largest_gap_between_two_losses_is_found_with_its_step() -> None:
+    table = [
+        {"row": "a", "losses": [9.0]},
+        {"row": "b", "losses": [2.0, 4.0, 5.0]},
+        {"row": "a", "losses": [2, 3.9, 5]},
+    ]
+    gap = loss_gap(table, "a", "b")
+    assert (gap["largest_loss_gap"], gap["after_steps"], gap["losses_there"]) == (0.025, 1, [3.9, 4.0])
+    assert gap["steps_above_1e-2"] == [1] and gap["mean_loss_gap"] == pytest.approx(0.025 / 3, rel=0.01)

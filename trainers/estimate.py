@@ -178,9 +178,9 @@ def standing_bytes(config: RunConfig, objective: nn.Module, gpus: int) -> Standi
         always = [p for p in objective.parameters() if p.numel() <= persistent]
         others = [p for p in objective.parameters() if p.numel() > persistent]
         gathered += sum(rounded(p.numel() * p.element_size()) for p in always) if gpus > 1 else 0
-        ahead = zero["stage3_prefetch_bucket_size"] + max((p.numel() for p in others), default=0)
-        size = max((p.element_size() for p in others), default=0)
-        gathered += min(ahead * size, sum(p.numel() * p.element_size() for p in others))
+        sizes = [p.numel() * p.element_size() for p in others]
+        ahead = zero["stage3_prefetch_bucket_size"] * max((p.element_size() for p in others), default=0)
+        gathered += min(ahead + max(sizes, default=0), sum(sizes))
     bucket = 4 * zero["reduce_bucket_size"]
     full = sum(p.numel() for p in trained)
     on_gpu = 0 if offloads_optimizer else numel
@@ -320,7 +320,7 @@ def _choices(config: RunConfig) -> list[list[str]]:
     """Return settings to try, the fastest first."""
     choices: list[list[str]] = [[]]
     if config.train.part in ("llm", "unified") and config.model.language.recompute == "auto":
-        choices += [[f"model.language.recompute={what}"] for what in ("mlp", "layer")]
+        choices.append(["model.language.recompute=layer"])
     if config.train.engine == "deepspeed" and not config.train.ds_config:
         choices.append([*choices[-1], f"train.ds_config={ds_config.FOLDER / 'zero3_offload.json'}"])
     return choices

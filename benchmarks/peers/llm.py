@@ -108,8 +108,20 @@ def plain_loop(load: Load, *, liger: bool, checkpointing: bool, small_adapters: 
     return measure(load, step, started) | facts | {"grad_norms": [float(f"{n:.4g}") for n in norms]}
 
 
-def zero3(load: Load, *, liger: bool, checkpointing: bool, small_adapters: bool) -> dict[str, Any]:
-    """Train under ZeRO-3 with the values that the Hugging Face integration writes for "auto"."""
+def zero3(
+    load: Load, *, liger: bool, checkpointing: bool, small_adapters: bool, zero_init: bool = True
+) -> dict[str, Any]:
+    """Train under ZeRO-3 with the values that the Hugging Face integration writes for "auto".
+
+    Args:
+        load: What a step trains on.
+        liger: See `build`.
+        checkpointing: See `checkpointed`.
+        small_adapters: See `build`.
+        zero_init: The parameters are shared out before DeepSpeed starts, as `from_pretrained` does with that
+            integration; then DeepSpeed leaves peft's float32 adapters as they are. A model that comes whole has
+            them cast to bfloat16 (its engine.py, _cast_module_mixed_precision), which is faster.
+    """
     from trainers.engine import start
 
     deepspeed = start(600.0)
@@ -138,6 +150,8 @@ def zero3(load: Load, *, liger: bool, checkpointing: bool, small_adapters: bool)
             "stage3_max_reuse_distance": 1_000_000_000,
         },
     }
+    if zero_init:
+        deepspeed.zero.Init(module=model, config_dict_or_path=table)
     optimizer = torch.optim.AdamW(trained(model), lr=LR, betas=BETAS, fused=torch.cuda.is_available())
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=table, dist_init_required=False)
 
@@ -151,4 +165,6 @@ def zero3(load: Load, *, liger: bool, checkpointing: bool, small_adapters: bool)
             total += loss.detach() / load.micro_batches
         return float(total)
 
-    return measure(load, step, started) | {"zero_stage": 3, "liger": liger, "checkpointing": checkpointing}
+    kinds = sorted({str(p.ds_tensor.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad})
+    facts = {"zero_stage": 3, "liger": liger, "checkpointing": checkpointing, "adapters": ", ".join(kinds)}
+    return measure(load, step, started) | facts
