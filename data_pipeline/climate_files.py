@@ -46,18 +46,16 @@ INCOMING = Names(("toa_incoming_shortwave_flux",), ("rsdt", "solin", "fsdt", "in
 REFLECTED = Names(("toa_outgoing_shortwave_flux",), ("rsut", "fsutoa", "swup_toa"))
 SURFACE_PRESSURE = Names(("surface_air_pressure",), ("ps", "psurf", "sp", "prsurf"))
 PRESSURE = Names(("air_pressure",), ("pfull", "p_3d", "pmid", "plm_3d", "pressure"))
-# unit -> (factor, offset) to ours; compared in lower case without blanks, ** and ^
-UNITS: dict[str, dict[str, tuple[float, float]]] = {
-    "K": {"k": (1, 0), "kelvin": (1, 0), "degc": (1, 273.15), "c": (1, 273.15), "celsius": (1, 273.15)},
-    "W m-2": {"wm-2": (1, 0), "w/m2": (1, 0), "wattsm-2": (1, 0), "kgs-3": (1, 0), "w/m^2": (1, 0)},
-    "kg kg-1": {"kgkg-1": (1, 0), "kg/kg": (1, 0), "1": (1, 0), "gkg-1": (1e-3, 0), "g/kg": (1e-3, 0)},
-    "1": {"1": (1, 0), "fraction": (1, 0), "%": (0.01, 0), "percent": (0.01, 0), "0-1": (1, 0)},
-    "m s-1": {"ms-1": (1, 0), "m/s": (1, 0), "kmh-1": (1 / 3.6, 0)},
-    "Pa": {
-        "pa": (1, 0), "hpa": (100, 0), "mb": (100, 0), "mbar": (100, 0), "millibars": (100, 0), "bar": (1e5, 0),
-        "kpa": (1e3, 0),
-    },
-}  # fmt: skip
+# Unit -> factor to ours; compared in lower case without blanks, ** and ^.
+UNITS: dict[str, dict[str, float]] = {
+    "K": {"k": 1.0, "kelvin": 1.0, "degc": 1.0, "c": 1.0, "celsius": 1.0},
+    "W m-2": {"wm-2": 1.0, "w/m2": 1.0, "kgs-3": 1.0},
+    "kg kg-1": {"kgkg-1": 1.0, "kg/kg": 1.0, "1": 1.0, "gkg-1": 1e-3, "g/kg": 1e-3},
+    "1": {"1": 1.0, "fraction": 1.0, "0-1": 1.0, "%": 0.01, "percent": 0.01},
+    "m s-1": {"ms-1": 1.0, "m/s": 1.0, "kmh-1": 1 / 3.6},
+    "Pa": {"pa": 1.0, "hpa": 100.0, "mb": 100.0, "mbar": 100.0, "millibars": 100.0, "kpa": 1e3, "bar": 1e5},
+}
+CELSIUS = {"degc": 273.15, "c": 273.15, "celsius": 273.15}  # added to K
 
 
 def read_cube(path: str | Path, planet: Planet, substellar_longitude: float = 0.0) -> np.ndarray:
@@ -206,12 +204,12 @@ class _Reader:
         theirs = self.data[name].attrs.get("units")
         if theirs is None:
             return 1.0, 0.0  # taken as ours; the range is checked
-        key = str(theirs).strip().lower().replace(" ", "").replace("**", "").replace("^", "").replace("{}", "")
+        key = str(theirs).lower().replace(" ", "").replace("**", "").replace("^", "")
         if key not in UNITS[unit]:
             raise self._error(
                 f"{name} ({quantity}) has units {theirs!r}; known are {', '.join(UNITS[unit])}: convert it to {unit}"
             )
-        return UNITS[unit][key]
+        return UNITS[unit][key], CELSIUS.get(key, 0.0)
 
     def _require_range(self, variable: Any, values: np.ndarray) -> None:
         slack = 0.02 * (variable.high - variable.low) if variable.unit != "kg kg-1" else 1e-3
@@ -242,7 +240,7 @@ class _Reader:
         values = np.asarray(self.data[level].values, float)
         units = str(self.data[level].attrs.get("units", "")).strip().lower()
         if units in UNITS["Pa"]:
-            return values * UNITS["Pa"][units][0]
+            return values * UNITS["Pa"][units]
         if values.min() > 0 and values.max() <= 1.0:  # sigma
             return values[:, None, None] * surface
         raise self._error(

@@ -28,7 +28,7 @@ CLIMATE_RANGES = {
     "surface_pressure_bar": (0.5, 5.0),
     "co2": (0.0, 1.0),
     "ch4": (0.0, 0.05),
-    "locked": (1, 1),
+    "locked": (1.0, 1.0),
 }
 # Where ExoPlaSim is at home: surface pressures of Paradise et al. 2021 (Icarus 358, 114301), stars and rotations of
 # Paradise et al. 2022 (MNRAS 511, 3272). Its radiation knows CO2 in the amounts of an Earth (denser, it errs by tens of
@@ -42,7 +42,7 @@ EXOPLASIM_RANGES = {
     "surface_pressure_bar": (0.2, 10.0),
     "co2_bar": (0.0, 0.3),
     "ch4": (0.0, 1e-5),
-    "locked": (0, 1),
+    "locked": (0.0, 1.0),
 }
 FREE_SHARE = 0.3  # of the synthetic systems have planets that turn freely, where the climate source covers them
 FREE_ROTATION_D = (0.5, 10.0)
