@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline import shards, sources
+from data_pipeline import folders, shards, sources
 from data_pipeline.batch import CLIMATE
 from data_pipeline.shards import GRAPH_TENSORS, SAMPLE_TENSORS, Manifest, Shard
 
@@ -18,7 +18,7 @@ from data_pipeline.shards import GRAPH_TENSORS, SAMPLE_TENSORS, Manifest, Shard
 def complaints(data_dir: str | Path) -> list[str]:
     """Return one line for each thing that is wrong, with the shard's name and the way out; none for a good data set.
 
-    Reads every byte once: checksums, then what the manifest promises about the rows.
+    Reads every byte once: checksums (not of remote files), then what the manifest promises about the rows.
 
     Raises:
         InputError: There is no data set, or its manifest or chemistry cannot be read.
@@ -29,9 +29,11 @@ def complaints(data_dir: str | Path) -> list[str]:
     seen: Counter[str] = Counter()
     systems: dict[str, str] = {}
     for shard in manifest.shards:
-        path = Path(data_dir) / shard.file
+        path = folders.path_of(data_dir, shard.file)
         wrong = shards.damage(data_dir, shard, checksums=True)
-        reasons = [wrong] if wrong else list(_of_rows(path, shard, manifest, seen, systems))
+        reasons = (
+            [wrong] if wrong else list(_of_rows(shards.read_part(data_dir, shard.file), shard, manifest, seen, systems))
+        )
         found += [f"shard={path}: {reason}; {shards.repair(manifest)}" for reason in reasons]
     if not found and sum(seen.values()) != manifest.planets:
         found.append(f"data={data_dir}: {sum(seen.values())} samples, the manifest says {manifest.planets} planets")
@@ -39,10 +41,9 @@ def complaints(data_dir: str | Path) -> list[str]:
 
 
 def _of_rows(
-    path: Path, shard: Shard, manifest: Manifest, seen: Counter[str], systems: dict[str, str]
+    table: pa.Table, shard: Shard, manifest: Manifest, seen: Counter[str], systems: dict[str, str]
 ) -> Iterator[str]:
     """Yield what is wrong with the rows of a whole shard; add its ids to `seen`, its systems to `systems`."""
-    table = shards.read_shard(path)
     if table.schema.names != shards.SCHEMA.names:
         yield f"has the columns {', '.join(table.schema.names)}, not those of version {manifest.schema_version}"
         return

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline import pictures, shards
+from data_pipeline import folders, pictures, shards
 from data_pipeline.batch import GRAPH, Sample
 from data_pipeline.climate import area_weights
+from data_pipeline.errors import InputError
 from data_pipeline.shards import SPLITS, Manifest
 from data_pipeline.variables import (
     CLIMATE_FIELDS,
@@ -61,6 +62,8 @@ def describe(data_dir: str | Path) -> Path:
     Raises:
         InputError: There is no data set, or a shard of it cannot be used (the message names it).
     """
+    if url := folders.remote_url(data_dir):
+        raise InputError(f"data={url}: the page is written into the data folder; copy the data to a disk first")
     manifest = shards.verify(data_dir, checksums=False)
     examples: dict[str, Sample] = {}
     seen = _look(_samples(data_dir, manifest), examples)

@@ -50,6 +50,15 @@ def size_of(url: str, name: str) -> int | None:
     return size
 
 
+def open_file(url: str, name: str) -> Any:
+    """Return a file of a remote folder, opened to read some of its bytes.
+
+    Raises:
+        InputError: There is no such file, or no way to it.
+    """
+    return _ask(url, name, "open")
+
+
 def _ask(url: str, name: str, method: str) -> Any:
     import fsspec
 

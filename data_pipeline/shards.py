@@ -241,6 +241,23 @@ def read_shard(path: Path, columns: Iterable[str] | None = None) -> pa.Table:
     return pq.read_table(path, columns=None if columns is None else list(columns))
 
 
+def read_part(data_dir: str | Path, file: str, columns: Iterable[str] | None = None) -> pa.Table:
+    """Return the rows of a shard of a data set, or some of its columns, wherever it is; of a remote one only these.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    url = folders.remote_url(data_dir)
+    try:
+        if url is None:
+            return read_shard(Path(data_dir) / file, columns)
+        with folders.open_file(url, file) as content:
+            return pq.read_table(content, columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"shard={folders.path_of(data_dir, file)}: cannot be read ({reason})") from error
+
+
 def whole_rows(path: Path) -> int:
     """Return the number of rows of a parquet file; 0 when it is missing or cut short."""
     try:

@@ -117,7 +117,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="./launch.sh evaluate", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or of a quickstart")
     parser.add_argument("--split", choices=sorted(OTHER), default="test", help="default: %(default)s")
-    parser.add_argument("--data", default="", metavar="DIR", help="default: the data that the run was trained on")
+    parser.add_argument(
+        "--data", default="", metavar="DATA", help="folder, URL or hub name; default: what the run was trained on"
+    )
     parser.add_argument("--json", action="store_true", help="print metrics.json instead of the table")
     arguments = parser.parse_args(argv)
     started = time.monotonic()
