@@ -12,6 +12,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -193,6 +194,27 @@ def test_bad_samples_up_to_the_limit_are_left_out_and_told(capsys: pytest.Captur
         list(islice(BatchStream(Broken(), "train", 10, max_bad_samples=1), 5))
 
 
+@pytest.mark.parametrize(("workers", "seed"), [(1, 0), (3, 0), (2, 5)])
+def test_ranks_that_meet_bad_samples_keep_step_and_order(workers: int, seed: int) -> None:
+    """Each rank skips what lies in its own part: 20 batches on both, one process's order without the two samples."""
+    ranks = [BatchStream(Broken(), "train", 5, rank, 2, seed, workers=workers, max_bad_samples=2) for rank in range(2)]
+    parts = [list(islice(each, 20)) for each in ranks]  # four passes
+    assert [len(part) for part in parts] == [20, 20]
+    together = [n for step in zip(*parts, strict=True) for n in numbers(step)]
+    undamaged = numbers(islice(stream(10, seed=seed), 20))
+    assert together == [n for n in undamaged if n not in (13, 31)]
+    assert ranks[0].state_dict() == ranks[1].state_dict() == {**stream(10, seed=seed).state_dict(), "position": 200}
+    assert set(ranks[0].bad_samples) | set(ranks[1].bad_samples) == {"planet-0000013", "planet-0000031"}
+
+
+def test_ranks_that_meet_bad_samples_end_an_evaluation_together() -> None:
+    parts = [list(BatchStream(Broken(), "train", 8, r, 2, repeat=False, max_bad_samples=2)) for r in range(2)]
+    assert [len(part) for part in parts] == [4, 4]
+    assert [n for step in zip(*parts, strict=True) for n in numbers(step)] == [
+        n for n in range(50) if n not in (13, 31)
+    ]
+
+
 def test_a_batch_of_nothing_but_bad_samples_is_one_of_which_nothing_is_present() -> None:
     each = BatchStream(Broken(), "train", 1, repeat=False, max_bad_samples=2)
     lengths = [(len(b.sample_ids), bool(b.present.any())) for b in each]
@@ -289,6 +311,42 @@ def test_a_damaged_shard_is_named_and_left_out_as_asked(
         path.unlink()
     with pytest.raises(InputError, match="every train shard is damaged"):
         ShardSource(tmp_path, "train", check=False, damaged="skip")
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_ranks_that_leave_out_a_damaged_shard_keep_step_and_order(written: Path, tmp_path: Path, repeat: bool) -> None:
+    shard = copy_of(written, tmp_path) / "train-00001.parquet"  # samples 3, 4, 5
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+    def opened(per_rank: int, rank: int, world: int) -> BatchStream:
+        source = open_source(tmp_path, "train", damaged="skip")
+        return BatchStream(source, "train", per_rank, rank, world, repeat=repeat)
+
+    one, ranks = opened(4, 0, 1), [opened(2, rank, 2) for rank in range(2)]
+    whole, parts = list(islice(one, 11)), [list(islice(each, 11)) for each in ranks]
+    assert len(parts[0]) == len(parts[1]) == len(whole) == (11 if repeat else 3)
+    assert [n for step in zip(*parts, strict=True) for n in numbers(step)] == numbers(whole)
+    counts = np.bincount(numbers(whole), minlength=14)
+    assert counts.tolist() == [0 if n in (3, 4, 5) else 4 if repeat else 1 for n in range(14)]
+    assert ranks[0].state_dict() == ranks[1].state_dict() == one.state_dict()
+    assert one.state_dict()["left_out"] == ["train-00001.parquet"]
+
+
+def test_ranks_that_meet_a_row_cut_short_inside_a_whole_shard_keep_step_and_order(
+    written: Path, tmp_path: Path
+) -> None:
+    path = copy_of(written, tmp_path) / "train-00002.parquet"  # samples 6, 7, 8
+    table = pq.read_table(path)
+    cut = [value[:-4] if row == 1 else value for row, value in enumerate(table["planet"].to_pylist())]
+    shards.write_table(path, table.set_column(table.column_names.index("planet"), "planet", pa.array(cut, pa.binary())))
+    manifest = shards.load_manifest(tmp_path)
+    entries = [shards.describe_shard(path, "train") if s.file == path.name else s for s in manifest.shards]
+    shards.save_manifest(tmp_path, replace(manifest, shards=tuple(entries)))
+    ranks = [open_stream(tmp_path, "train", 7, rank=r, world=2, max_bad_samples=1, workers=2) for r in range(2)]
+    parts = [list(islice(each, 4)) for each in ranks]
+    together = [n for step in zip(*parts, strict=True) for n in numbers(step)]
+    assert together == [n for n in numbers(islice(open_stream(written, "train", 14), 4)) if n != 7]
+    assert {**ranks[0].bad_samples, **ranks[1].bad_samples} == {"planet-0000007": "planet has 28 bytes, expected 32"}
 
 
 def test_a_split_without_samples_is_refused(written: Path) -> None:
