@@ -122,25 +122,26 @@ def _keep_example(sample: Sample, examples: dict[str, Sample]) -> None:
 def _page(folder: Path, manifest: Manifest, seen: Seen, examples: dict[str, Sample]) -> str:
     sections = [
         _head(folder, manifest, seen),
-        _section("Which planets are habitable", _balance(seen)),
-        _section("Planets of this data set", "".join(_card(kind, s) for kind, s in _pick(examples))),
-        _section("What a telescope is told", _histograms(PLANET, seen.planet, seen.habitable)),
-        _section("What it sees", _spectra(seen)),
-        _section("The air and the life", _facts(seen)),
-        _section("The climate, in area-weighted means", _climate(seen)),
-        _section("The water, where there is some", _environment(seen)),
-        _section("The networks", _networks(seen)),
-        _section("Where it is from", _provenance(manifest, seen) + _sources(manifest)),
+        section("Which planets are habitable", _balance(seen)),
+        section("Planets of this data set", "".join(_card(kind, s) for kind, s in _pick(examples))),
+        section("What a telescope is told", _histograms(PLANET, seen.planet, seen.habitable)),
+        section("What it sees", _spectra(seen)),
+        section("The air and the life", _facts(seen)),
+        section("The climate, in area-weighted means", _climate(seen)),
+        section("The water, where there is some", _environment(seen)),
+        section("The networks", _networks(seen)),
+        section("Where it is from", _provenance(manifest, seen) + _sources(manifest)),
     ]
     title = html.escape(folder.resolve().name)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}: {manifest.planets} planets</title>"
-        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>"
+        f"<meta name=viewport content='width=device-width'><style>{STYLE}</style>"
         f"<main>{''.join(sections)}</main></html>\n"
     )
 
 
-def _section(title: str, content: str) -> str:
+def section(title: str, content: str) -> str:
+    """Return a part of the page under its heading; nothing where there is no content."""
     return f"<section><h2>{html.escape(title)}</h2><div class=row>{content}</div></section>" if content else ""
 
 
@@ -211,7 +212,7 @@ def _histograms(variables: Sequence[Variable], values: np.ndarray, habitable: np
             none = 1.0 - above.sum() / there.sum()
             unit = "" if variable.unit == "1" else variable.unit
             unit += f", none in {100 * none:.0f} %" if none > 0.005 else ""
-            found.append(pictures.histogram(_words(variable.name), unit, column[above], habitable[above], log))
+            found.append(pictures.histogram(words_of(variable.name), unit, column[above], habitable[above], log))
     return "".join(found)
 
 
@@ -236,7 +237,7 @@ def _facts(seen: Seen) -> str:
             unit = "bar" if name.endswith("_bar") else "volume fraction" if name in names else ""
             log = name in names or name.endswith("_bar")
             content += pictures.histogram(
-                names.get(name, _words(name)), unit, column[there], seen.habitable[there], log
+                names.get(name, words_of(name)), unit, column[there], seen.habitable[there], log
             )
     return content
 
@@ -247,7 +248,7 @@ def _climate(seen: Seen) -> str:
     for variable in PROFILE_VARIABLES:
         for level, where in ((0, "lowest level"), (LEVELS // 2, "middle"), (LEVELS - 1, "top")):
             column = seen.climate[:, climate_field(variable.name, level)]
-            named = replace(variable, name=f"{_words(variable.name)}, {where}")
+            named = replace(variable, name=f"{words_of(variable.name)}, {where}")
             content += _histograms((named,), column[:, None], habitable)
     more = "" if len(seen.climate) == len(seen.habitable) else f" of the first {len(seen.climate)} planets"
     grid = f"{len(CLIMATE_FIELDS)} fields on {LATITUDES} latitudes{more}"
@@ -301,18 +302,19 @@ def _provenance(manifest: Manifest, seen: Seen) -> str:
 def _sources(manifest: Manifest) -> str:
     rows = {**manifest.sources, "seed": str(manifest.seed), "schema": str(manifest.schema_version)}
     shared = {name: value for name, value in manifest.facts.items() if "shared" in name}
-    rows |= {_words(name): str(value) for name, value in shared.items()}
+    rows |= {words_of(name): str(value) for name, value in shared.items()}
     cells = "".join(f"<tr><td>{html.escape(k)}<td>{html.escape(v)}" for k, v in rows.items())
     return f"<table>{cells}</table><p>Licences and papers are in NOTICE of the project.</p>"
 
 
-def _words(name: str) -> str:
+def words_of(name: str) -> str:
+    """Return the name of a variable without its unit, in words."""
     for unit in ("_k", "_w_m2", "_m_s2", "_m_s", "_d", "_au", "_bar", "_earth", "_sun"):
         name = name.removesuffix(unit)
     return name.replace("_", " ")
 
 
-_STYLE = f"""
+STYLE = f"""
 body{{background:{pictures.PAPER};color:{pictures.INK};font:15px/1.5 system-ui,sans-serif;margin:0}}
 main{{max-width:1240px;margin:0 auto;padding:24px}}
 h1{{font-size:44px;margin:24px 0 0;letter-spacing:-1px}}

@@ -46,7 +46,7 @@ def globes(cube: np.ndarray) -> str:
         axes.set(xlim=(-1.08, 1.08), ylim=(-1.08, 1.08))
         axes.axis("off")
         axes.set_title(name, color=FAINT, fontsize=9, pad=1)
-    return _image(figure, "surface temperature of both sides")
+    return image(figure, "surface temperature of both sides")
 
 
 def _globe(temperature: np.ndarray, centre_deg: float, pixels: int = 260) -> np.ndarray:
@@ -82,7 +82,7 @@ def profile(cube: np.ndarray) -> str:
         axes.plot(values.mean((1, 2)), np.arange(LEVELS), color=colour, lw=1.6, label=name)
     axes.set(xlabel="temperature (K)", ylabel="level, surface to top", yticks=[])
     axes.legend(frameon=False, labelcolor="linecolor", fontsize=8)
-    return _image(figure, "temperature with height")
+    return image(figure, "temperature with height")
 
 
 def spectrum(ppm: np.ndarray, error_ppm: np.ndarray, clean_ppm: np.ndarray) -> str:
@@ -92,7 +92,7 @@ def spectrum(ppm: np.ndarray, error_ppm: np.ndarray, clean_ppm: np.ndarray) -> s
     for row, (axes, name) in enumerate(
         zip(figure.subplots(len(OBSERVABLES), 1, sharex=True), OBSERVABLES, strict=True)
     ):
-        _dark(axes)
+        darken(axes)
         low, high = clean_ppm[row] - error_ppm[row], clean_ppm[row] + error_ppm[row]
         axes.fill_between(centre_um, low, high, color="#5bb8ff", alpha=0.18, lw=0)
         axes.plot(centre_um, ppm[row], ".", ms=2.5, color="#5bb8ff")
@@ -103,7 +103,7 @@ def spectrum(ppm: np.ndarray, error_ppm: np.ndarray, clean_ppm: np.ndarray) -> s
     axes.set_xticks([0.7, 1, 2, 3, 5, 10, 20], labels=["0.7", "1", "2", "3", "5", "10", "20"])
     axes.minorticks_off()
     axes.set_xlabel("wavelength (µm)")
-    return _image(figure, "spectrum")
+    return image(figure, "spectrum")
 
 
 def network(graph: GraphSample) -> str:
@@ -131,7 +131,7 @@ def network(graph: GraphSample) -> str:
     shifted = {i: (x, y + 0.055) for i, (x, y) in place.items()}
     nx.draw_networkx_labels(drawn, shifted, names, ax=axes, font_size=6, font_color=INK)
     axes.margins(0.08)
-    return _image(figure, "metabolic network")
+    return image(figure, "metabolic network")
 
 
 def _layout(drawn: Any) -> dict[int, np.ndarray]:
@@ -155,7 +155,7 @@ def bands(values: np.ndarray, colours: str, label: str, scale: str) -> str:
     axes.set(xscale="log", yscale=scale, xlabel="wavelength (µm)", ylabel=label)
     axes.set_xticks([0.7, 1, 2, 3, 5, 10, 20], labels=["0.7", "1", "2", "3", "5", "10", "20"])
     axes.minorticks_off()
-    return _image(figure, label)
+    return image(figure, label)
 
 
 # --- distributions, as vector pictures -------------------------------------------------------------------------------
@@ -217,11 +217,12 @@ def _number(value: float) -> str:
 def _axes(width: float, height: float):  # type: ignore[no-untyped-def]
     figure = Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
     axes = figure.subplots()
-    _dark(axes)
+    darken(axes)
     return figure, axes
 
 
-def _dark(axes) -> None:  # type: ignore[no-untyped-def]
+def darken(axes) -> None:  # type: ignore[no-untyped-def]
+    """Give axes the colours of the page."""
     axes.set_facecolor(PAPER)
     axes.tick_params(colors=FAINT, labelsize=7)
     axes.xaxis.label.set(color=FAINT, fontsize=8)
@@ -231,7 +232,8 @@ def _dark(axes) -> None:  # type: ignore[no-untyped-def]
         spine.set_color("#2a3247")
 
 
-def _image(figure: Figure, words: str) -> str:
+def image(figure: Figure, words: str) -> str:
+    """Return the figure as an <img> that carries itself; `words` say what is on it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, facecolor=PAPER)
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -50,7 +50,7 @@ def test_the_page_counts_the_planets_and_their_labels(page: str) -> None:
 
 def test_every_variable_has_its_distribution(page: str) -> None:
     for variable in (*PLANET, *ENVIRONMENT[:4]):
-        assert f'aria-label="{describe._words(variable.name)}"' in page, variable.name
+        assert f'aria-label="{describe.words_of(variable.name)}"' in page, variable.name
     assert page.count("<figure class=h>") > 45
     assert page.count('alt="spectrum"') == page.count('alt="surface temperature of both sides"') >= 3
     assert 'alt="metabolic network"' in page
