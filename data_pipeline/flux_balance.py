@@ -124,18 +124,13 @@ def limits_of(program: Program, known: Iterable[str]) -> tuple[np.ndarray, np.nd
     lower = program.lower.copy()
     for place, m in enumerate(program.exchanged, len(program.reactions)):
         if m in offered:
-            lower[place] = -UPTAKE_LIMIT if m in DONORS else -NO_LIMIT
+            lower[place] = -uptake_limit(m)
     return lower, program.upper.copy()
 
 
-def most_atp(matrix: sparse.csc_matrix, lower: np.ndarray, upper: np.ndarray) -> float:
-    """Return the highest flux of the last column; 0 when the program has no solution."""
-    goal = np.zeros(matrix.shape[1])
-    goal[-1] = -1.0
-    found = linprog(
-        goal, A_eq=matrix, b_eq=np.zeros(matrix.shape[0]), bounds=np.stack([lower, upper], 1), method="highs"
-    )
-    return -found.fun if found.status == 0 else 0.0
+def uptake_limit(metabolite: str) -> float:
+    """Return how much of a nutrient may be taken up."""
+    return UPTAKE_LIMIT if metabolite in DONORS else NO_LIMIT
 
 
 def _solve(organism: str, known: tuple[str, ...]) -> ActiveNetwork | None:

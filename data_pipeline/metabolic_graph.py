@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,9 +39,17 @@ def is_node(metabolite: str) -> bool:
     return known is not None and known.formula_known and base_of(metabolite) not in CURRENCY
 
 
+class Sides(NamedTuple):
+    """The nodes of a reaction in its forward direction, and its edges."""
+
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    edges: tuple[Edge, ...]
+
+
 @functools.cache
-def reaction_edges(name: str) -> tuple[tuple[Edge, ...], ...]:
-    """Return the edges of each reaction of an organism in its forward direction."""
+def reaction_sides(name: str) -> tuple[Sides, ...]:
+    """Return the sides of each reaction of an organism."""
     organism = load_tables()[0][name]
     columns = organism.stoichiometry
     found = []
@@ -48,8 +57,15 @@ def reaction_edges(name: str) -> tuple[tuple[Edge, ...], ...]:
         entries = slice(columns.indptr[j], columns.indptr[j + 1])
         sides = zip(columns.indices[entries], columns.data[entries], strict=True)
         nodes = [(organism.metabolites[i], n) for i, n in sides if is_node(organism.metabolites[i])]
-        found.append(tuple(_join([m for m, n in nodes if n < 0], [m for m, n in nodes if n > 0])))
+        left, right = [m for m, n in nodes if n < 0], [m for m, n in nodes if n > 0]
+        found.append(Sides(tuple(left), tuple(right), tuple(_join(left, right))))
     return tuple(found)
+
+
+@functools.cache
+def reaction_edges(name: str) -> tuple[tuple[Edge, ...], ...]:
+    """Return the edges of each reaction of an organism in its forward direction."""
+    return tuple(sides.edges for sides in reaction_sides(name))
 
 
 def _join(left: list[str], right: list[str]) -> list[Edge]:

@@ -1,4 +1,4 @@
-"""Judge metabolic networks against the reaction database and by flux balance, several at a time."""
+"""Judge metabolic networks against the reaction database and by flux balance, many at a time."""
 
 from __future__ import annotations
 
@@ -6,45 +6,42 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from data_pipeline import feasibility, reaction_db
+from data_pipeline.feasibility import Question
 from trainers.records import Edges
 
 T = TypeVar("T")
-
-
-class Question(NamedTuple):
-    """Does this network make ATP from these nutrients?"""
-
-    edges: Edges
-    nutrients: tuple[str, ...]
-
-
-def _runs(question: Question) -> tuple[str, ...]:
-    return tuple(feasibility.organisms_that_run(sorted(question.edges), question.nutrients))
-
-
-def _feasible(question: Question) -> bool:
-    return feasibility.atp_feasible(sorted(question.edges), question.nutrients)
+POOL_FROM = 1000  # questions of 5-10 ms; to start processes takes as long
+CHUNK = 64
 
 
 def atp_feasible(questions: Sequence[Question], processes: int | None = None) -> list[bool]:
     """Return for each network whether one known organism, restricted to its edges, makes ATP in that environment."""
-    return _answers(_feasible, questions, processes)
+    return _answers(feasibility.feasible, questions, processes)
 
 
 def organisms(questions: Sequence[Question], processes: int | None = None) -> list[tuple[str, ...]]:
     """Return for each network every known organism that makes ATP with it; more work than `atp_feasible`."""
-    return _answers(_runs, questions, processes)
+    return _answers(feasibility.runners, questions, processes)
 
 
-def _answers(answer: Callable[[Question], T], questions: Sequence[Question], processes: int | None) -> list[T]:
-    """Answer in several processes; a question that is asked twice is solved once."""
+def _answers(
+    answer: Callable[[Sequence[Question]], list[T]], questions: Sequence[Question], processes: int | None
+) -> list[T]:
+    """Answer, many questions in several processes; a question that is asked twice is solved once."""
     distinct = list(dict.fromkeys(questions))
-    processes = processes or min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 8)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        answers = dict(zip(distinct, pool.map(answer, distinct, chunksize=8), strict=True))
+    if processes is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+        processes = min(cores, 8) if len(distinct) >= POOL_FROM else 1
+    if processes == 1:
+        found = answer(distinct)
+    else:
+        chunks = [distinct[first : first + CHUNK] for first in range(0, len(distinct), CHUNK)]
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            found = [each for chunk in pool.map(answer, chunks) for each in chunk]
+    answers = dict(zip(distinct, found, strict=True))
     return [answers[question] for question in questions]
 
 
