@@ -96,7 +96,7 @@ def test_real_networks_make_atp_in_their_own_environment_and_use_known_edges(dat
 
 def test_the_organism_of_a_real_network_is_among_those_that_make_atp_with_it(dataset: Path) -> None:
     living = [r for r in read_records(dataset, "train") if r.edges][:3]
-    found = oracle.organisms([oracle.Question(r.edges, r.nutrients) for r in living], processes=2)
+    found = oracle.organisms([oracle.Question(r.edges, r.nutrients) for r in living])
     assert all(record.organism in organisms for record, organisms in zip(living, found, strict=True))
 
 
