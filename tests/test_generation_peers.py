@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from benchmarks.graph_sets import Generator, Graph, GraphSet
+from benchmarks.peers.graphite import Graphite
+from benchmarks.peers.graphvae import GraphVAE
 from benchmarks.peers.vgae import VGAE, DirectedVGAE
 
 CPU = torch.device("cpu")
-SYMMETRIC = (VGAE,)
-PEERS: tuple[Callable[..., Generator], ...] = (VGAE, DirectedVGAE)
+SYMMETRIC = (VGAE, Graphite)
+PEERS: tuple[Callable[..., Generator], ...] = (VGAE, DirectedVGAE, GraphVAE, Graphite)
 COLD, WARM = np.float32([-1.0]), np.float32([1.0])
 NAMED = {  # edges among the letters that are there; a -> b is in both, b and c are joined both ways in one
     -1.0: {("a", "b"), ("b", "c"), ("c", "b"), ("c", "d")},
@@ -76,7 +78,7 @@ def share_right(model: Generator, symmetric: bool, seed: int) -> float:
 
 def learned(peer: Callable[..., Generator], data: GraphSet, good: Callable[[Generator], bool]) -> Generator:
     """Return the peer after as few seconds as make it good; a busy machine needs more."""
-    for seconds in (1.5, 4.0, 12.0):
+    for seconds in (1.5, 5.0, 15.0):
         model = peer(CPU)
         model.fit(data, seconds, 0)
         if good(model):
