@@ -435,8 +435,20 @@ def _look_at(check: str | None, describe: str | None, compare: Sequence[str] | N
     return 0
 
 
+def _observe_sample(place: str, instrument: str, phase_deg: float, seed: int) -> int:
+    from data_pipeline import instruments, observe
+
+    try:
+        chosen = instruments.parse_instrument(instrument)
+        print(observe.table(observe.find_sample(place), chosen, seed, phase_deg))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build, check, describe or compare from the command line; bad input is one line and exit code 2."""
+    """Build, check, describe, compare or observe from the command line; bad input is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="build-data", description="Build a data set of planets.")
     parser.add_argument("--planets", type=int, help="number of planets")
     parser.add_argument("--out", type=Path, help="folder to write; the same command continues a stopped build")
@@ -460,11 +472,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--compare", nargs=2, metavar="DIR", help="write a page in the second folder: how the climates of planets that "
         "both data sets hold agree",
     )  # fmt: skip
+    parser.add_argument(
+        "--observe", metavar="DIR/SAMPLE", help="print the spectrum of a sample as --instrument sees it, as CSV"
+    )
+    parser.add_argument(
+        "--instrument", default="ideal", metavar="NAME[,FIELD=VALUE...]",
+        help="for --observe: ideal, hwo, life, jwst-prism or jwst-miri, with changes such as distance_pc=5,hours=30",
+    )  # fmt: skip
+    parser.add_argument("--phase-deg", type=float, default=0.0, help="for --observe: 0 full (default), 90 half")
     options = parser.parse_args(arguments)
+    if options.observe:
+        return _observe_sample(options.observe, options.instrument, options.phase_deg, options.seed)
     if options.check or options.describe or options.compare:
         return _look_at(options.check, options.describe, options.compare)
     if options.out is None or (options.planets is None and options.planets_from is None):
-        parser.error("--planets and --out say what to build (or give --check, --describe or --compare)")
+        parser.error("--planets and --out say what to build (or give --check, --describe, --compare or --observe)")
     try:
         table = read_planets(options.planets_from) if options.planets_from else None
         source = choose(options.climate, table)
