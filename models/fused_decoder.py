@@ -602,11 +602,11 @@ class FusedDecoder(nn.Module):
         size = self.head.weight.element_size()
         layer = size * tokens * (s.inner + 5 * s.width)
         head = size * tokens * 4 * s.width + _HEAD_TOKENS * s.vocabulary * (8 + size)
-        room = 0 if self.quantise == "none" else size * Weights.numbers(s)
+        gathered = 0
         if self.head.weight.numel() == 0:  # ZeRO-3 shares it out: this layer, the next one and the head are gathered
-            gathered = [*self.layers[0].parameters(), *self.layers[0].parameters(), self.head.weight]
-            room += sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in gathered)
-        return max(layer, head) + room + _GIB // 8
+            whole = [*self.layers[0].parameters(), *self.layers[0].parameters(), self.head.weight]
+            gathered = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in whole)
+        return max(layer, head) + gathered + _GIB // 16
 
 
 def plan(layers: int, kept: tuple[int, int], free: int) -> int:
