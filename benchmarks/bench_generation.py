@@ -26,23 +26,26 @@ from benchmarks import graph_metrics, metabolic_metrics as metabolic, metabolic_
 from benchmarks.graph_metrics import DIRECTED, UNDIRECTED, Statistic, squared_mmd
 from benchmarks.graph_sets import Generator, Graph, GraphSet
 from benchmarks.rows import Row
+from data_pipeline import scope
 from data_pipeline.errors import InputError
 from trainers import metrics, oracle
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours": ("benchmarks.ours_generation:Ours", {}),
     "ours_one_shot": ("benchmarks.ours_generation:Ours", {"steps": 1}),
-    "vgae": ("benchmarks.peers.generation_vgae:Model", {}),
-    "directed_vgae": ("benchmarks.peers.generation_directed_vgae:Model", {}),
-    "graphvae": ("benchmarks.peers.generation_graphvae:Model", {}),
-    "graphite": ("benchmarks.peers.generation_graphite:Model", {}),
-    "autoregressive": ("benchmarks.peers.generation_autoregressive:Model", {}),
-    "digress": ("benchmarks.peers.generation_digress:Model", {}),
-    "junction_tree": ("benchmarks.peers.generation_junction_tree:Model", {}),
+    "vgae": ("benchmarks.peers.vgae:VGAE", {}),
+    "directed_vgae": ("benchmarks.peers.vgae:DirectedVGAE", {}),
+    "graphvae": ("benchmarks.peers.graphvae:GraphVAE", {}),
+    "graphite": ("benchmarks.peers.graphite:Graphite", {}),
+    "autoregressive": ("benchmarks.peers.autoregressive:Autoregressive", {}),
+    "digress": ("benchmarks.peers.digress:DiGress", {}),
+    "junction_tree": ("benchmarks.peers.junction_tree:JunctionTree", {}),
     "nearest_neighbour": ("benchmarks.peers.nearest_neighbour:NearestNeighbour", {}),
     "rewired": ("benchmarks.peers.rewired:Rewired", {}),
     "real": ("benchmarks.peers.nearest_neighbour:Real", {}),  # what a perfect model would reach
 }
+UNTRAINED = ("nearest_neighbour", "rewired", "real")
+HEED_MASK = ("ours", "ours_one_shot")  # whose attribute use_mask may be changed after training; peers learn with it
 DATA = (*metabolic_sets.NAMES, *public_sets.NAMES)
 LEAST_DRAWS = 100  # of sets without conditions, in whole batches of the size of the test
 OVERHEAD_S = 600.0  # of reading, sampling and judging, before a row counts as hung
@@ -66,6 +69,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--models", default=",".join(MODELS), help="names, separated by commas")
     parser.add_argument("--budget", type=float, default=60.0, metavar="SECONDS", help="of training, a model")
     parser.add_argument("--seeds", type=int, default=3, metavar="K")
+    parser.add_argument("--no-mask", action="store_true", help="models do not know which reactions there are")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="rows at once; the cores are shared out")
     return parser
@@ -76,7 +80,8 @@ def measure(data_name: str, model_name: str, seed: int) -> dict[str, Any]:
     """Train one model on one set, draw and judge."""
     given = options().parse_known_args()[0]
     data, organisms = load(data_name, given)
-    drawn = train_and_draw(build(model_name, given.device), data, seed, given.budget)
+    model = build(model_name, given.device, not given.no_mask)
+    drawn = train_and_draw(model, data, seed, given.budget, model_name in HEED_MASK and not given.no_mask)
     judge = judge_metabolic if data_name in metabolic_sets.NAMES else judge_graphs
     return {
         "benchmark": "generation",
@@ -86,6 +91,7 @@ def measure(data_name: str, model_name: str, seed: int) -> dict[str, Any]:
         **{k: _plain(v) for k, v in judge(data, drawn, organisms).items()},
         **drawn.facts,
         "device": given.device,
+        "mask": data.allowed is not None and not given.no_mask,
         "budget_seconds": given.budget,
     }
 
@@ -97,18 +103,30 @@ def load(name: str, given: argparse.Namespace) -> tuple[GraphSet, tuple[str, ...
     return metabolic_sets.load(name) if name in metabolic_sets.NAMES else (public_sets.load(name, given.public), ())
 
 
-def build(name: str, device: str) -> Generator:
-    """Return an untrained model by its name in MODELS."""
+def build(name: str, device: str, use_mask: bool = True) -> Generator:
+    """Return an untrained model by its name in MODELS; without the mask it may join any two labels."""
     import torch
 
     place, arguments = MODELS[name]
+    if name not in UNTRAINED:
+        arguments = {**arguments, "use_mask": use_mask}
     module, name_there = place.split(":")
     model: Generator = getattr(importlib.import_module(module), name_there)(torch.device(device), **arguments)
     return model
 
 
-def train_and_draw(model: Generator, data: GraphSet, seed: int, budget_seconds: float) -> Drawn:
-    """Train, then draw DRAWS graphs for each test condition, or whole batches of the size of the test without any."""
+def train_and_draw(
+    model: Generator, data: GraphSet, seed: int, budget_seconds: float, heeds_mask: bool = False
+) -> Drawn:
+    """Train, then draw DRAWS graphs for each test condition, or whole batches of the size of the test without any.
+
+    Args:
+        model: Untrained.
+        data: To learn from.
+        seed: Of training and drawing.
+        budget_seconds: Of training.
+        heeds_mask: Draw once more with the attribute use_mask turned off.
+    """
     start = time.monotonic()
     model.fit(data, budget_seconds, seed)
     trained = time.monotonic()
@@ -117,7 +135,7 @@ def train_and_draw(model: Generator, data: GraphSet, seed: int, budget_seconds: 
     seconds = time.monotonic() - trained
     bound = model.bound_nats(data.test)
     unmasked: list[Graph] = []
-    if getattr(model, "use_mask", False):
+    if heeds_mask and data.allowed is not None:
         model.use_mask = False  # type: ignore[attr-defined]
         unmasked = checked(model.sample(conditions, seed), data, conditions)
     facts = {
@@ -161,11 +179,18 @@ def has_conditions(data: GraphSet) -> bool:
 
 
 def parameters(model: Any) -> int:
-    """Return how many numbers were learnt."""
+    """Return how many numbers were learnt by the networks that a model holds, directly or inside parts of its own."""
     from torch import nn
 
-    parts = [model, *vars(model).values()]
-    return sum(p.numel() for m in parts if isinstance(m, nn.Module) for p in m.parameters())
+    networks, waiting, seen = [], [model], set()
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, nn.Module):
+            networks.append(part)
+        elif id(part) not in seen and type(part).__module__.startswith("benchmarks."):
+            seen.add(id(part))
+            waiting += getattr(part, "__dict__", {}).values()
+    return sum({id(p): p.numel() for network in networks for p in network.parameters()}.values())
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
@@ -181,7 +206,7 @@ def judge_metabolic(data: GraphSet, drawn: Drawn, organisms: Sequence[str]) -> d
     found: dict[str, Any] = {
         "edge_precision": oracle.edge_precision(edges),
         "atp_feasible": metabolic.share_feasible(asked, organisms),
-        "scope_coverage": float(np.mean([metabolic.scope_coverage(*question) for question in asked])),
+        "scope_coverage": float(np.mean([scope.scope(*question) for question in asked])),
         "edge_f1": float(np.mean([metabolic.edge_f1(g, t) for g, t in zip(groups, true.values(), strict=True)])),
         **discrepancies(data, drawn.graphs, DIRECTED),
         "unique": metrics.uniqueness(edges),
@@ -347,18 +372,18 @@ def main() -> int:
         for name in dict.fromkeys(row.name.split("/")[0] for row in found):  # made or refused before anything starts
             data, _ = load(name, given)
             print(f"{data.name}: {_sizes(data)}", file=sys.stderr, flush=True)
-        if given.device == "cuda":
-            _require_cuda()
+        require_device(given.device)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return int(any("error" in line for line in run(found, given, partial(print, flush=True))))
 
 
-def _require_cuda() -> None:
+def require_device(name: str) -> None:
+    """Raise InputError when there is no such device."""
     import torch
 
-    if not torch.cuda.is_available():
+    if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device=cuda: torch sees no GPU here; leave --device out")
 
 

@@ -1,9 +1,7 @@
-"""Judge generated metabolic networks: reaction database, flux balance, scope expansion, likeness to the true ones."""
+"""Judge generated metabolic networks by flux balance and by their likeness to the true ones."""
 
 from __future__ import annotations
 
-import functools
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,8 +9,9 @@ import torch
 
 from benchmarks.graph_sets import Graph, GraphSet
 from benchmarks.peers.nearest_neighbour import NearestNeighbour
-from data_pipeline import feasibility, flux_balance, habitat, metabolic_graph
+from data_pipeline import habitat
 from data_pipeline.feasibility import Question
+from trainers import oracle
 from trainers.records import Edges
 
 DRAWS = 16  # networks of every model and baseline for each environment
@@ -43,16 +42,12 @@ def share_feasible(questions: Sequence[Question], organisms: Sequence[str] = ())
     """Return the share of networks with which one organism makes ATP from the nutrients that are given.
 
     Args:
-        questions: Equal ones are solved once.
+        questions: Equal ones are solved once; in this process, since the rows of a benchmark run beside each other.
         organisms: Those whose models may make it; all without.
     """
-    distinct = list(dict.fromkeys(questions))
-    if organisms:
-        answers = [bool(set(organisms) & set(found)) for found in feasibility.runners(distinct)]
-    else:
-        answers = feasibility.feasible(distinct)
-    answer = dict(zip(distinct, answers, strict=True))
-    return float(np.mean([answer[question] for question in questions]))
+    if not organisms:
+        return float(np.mean(oracle.atp_feasible(questions, processes=1)))
+    return float(np.mean([bool(set(organisms) & set(found)) for found in oracle.organisms(questions, processes=1)]))
 
 
 def statistics(data: GraphSet) -> dict[str, float]:
@@ -74,47 +69,6 @@ def statistics(data: GraphSet) -> dict[str, float]:
         "by_chance": float(np.mean([jaccard(a, b) for a in train[::7] for b in test])),
         "of_nearest": float(np.mean([jaccard(a, b) for a, b in zip(answers, test, strict=True)])),
     }
-
-
-# --- scope expansion --------------------------------------------------------------------------------------------------
-def scope_coverage(edges: Edges, nutrients: Sequence[str]) -> float:
-    """Return the share of a network's metabolites that its own reactions make from the nutrients.
-
-    A reaction is one of the database all of whose edges the network holds; it runs when all of its substrates are
-    there. Cofactors are no nodes and always there. Cycles that need one of their own members to start (the citric acid
-    cycle) stay outside, so that real networks do not reach 1.
-
-    Source:
-        Handorf et al. 2005.
-    """
-    nodes = {m for edge in edges for m in edge}
-    if not nodes:
-        return 0.0
-    reactions, of_edge = _reactions()
-    possible = [reactions[r] for r in {r for edge in edges for r in of_edge.get(edge, ())} if reactions[r] <= edges]
-    scope = nodes & set(nutrients)
-    while True:
-        made = {p for reaction in possible if all(s in scope for s, _ in reaction) for _, p in reaction} - scope
-        if not made:
-            return len(scope) / len(nodes)
-        scope |= made
-
-
-@functools.cache
-def _reactions() -> tuple[list[Edges], dict[metabolic_graph.Edge, list[int]]]:
-    """Return the edges of every reaction of an organism in each direction that it may run in, and where an edge is."""
-    found: dict[Edges, None] = {}
-    for name, organism in flux_balance.load_organisms().items():
-        for edges, low, high in zip(metabolic_graph.reaction_edges(name), organism.lower, organism.upper, strict=True):
-            if edges and high > 0:
-                found[frozenset(edges)] = None
-            if edges and low < 0:
-                found[frozenset((p, s) for s, p in edges)] = None
-    of_edge = defaultdict(list)
-    for number, reaction in enumerate(found):
-        for edge in reaction:
-            of_edge[edge].append(number)
-    return list(found), dict(of_edge)
 
 
 def question_of(graph: Graph, edges: Edges) -> Question:

@@ -19,7 +19,7 @@ from data_pipeline.order import generator
 
 NAMES = ("community_small", "planar", "enzymes")
 PARTS = ("train", "val", "test")
-SHARE_ASIDE = {"community_small": (0.16, 0.2), "enzymes": (0.16, 0.2)}  # held out, test: as GraphRNN and GRAN split
+SHARE_ASIDE = (0.16, 0.2)  # held out, test, of community_small and enzymes: as GraphRNN and GRAN split
 LEAST_ASIDE = 2  # of a folder
 NO_CONDITION = np.zeros(0, np.float32)
 
@@ -34,7 +34,9 @@ def load(name: str, folder: str | Path) -> GraphSet:
     if name == "planar":
         train, held_out, test = (_packed(folder / f"planar_{part}.npz") for part in PARTS)
     else:
-        train, held_out, test = _cut(_packed(folder / f"{name}.npz"), *SHARE_ASIDE[name], name)
+        graphs = _packed(folder / f"{name}.npz")
+        aside, asked = (round(share * len(graphs)) for share in SHARE_ASIDE)
+        train, held_out, test = _cut(graphs, aside, asked, name)
     return _graph_set(name, train, held_out, test)
 
 
@@ -65,8 +67,8 @@ def load_folder(folder: str | Path) -> GraphSet:
 def _tenths(graphs: Sequence[Graph], folder: Path) -> tuple[list[Graph], list[Graph], list[Graph]]:
     if len(graphs) < 3 * LEAST_ASIDE:
         raise InputError(f"graphs={folder}: {len(graphs)} graphs; training and judging need at least {3 * LEAST_ASIDE}")
-    share = max(0.1, LEAST_ASIDE / len(graphs))
-    return _cut(graphs, share, share, folder.name)
+    aside = max(round(0.1 * len(graphs)), LEAST_ASIDE)
+    return _cut(graphs, aside, aside, folder.name)
 
 
 def _single(folder: Path) -> GraphSet:
@@ -86,13 +88,10 @@ def _single(folder: Path) -> GraphSet:
     return _graph_set(folder.name, *_tenths(graphs, folder), vocabulary=vocabulary, named=named)
 
 
-def _cut(
-    graphs: Sequence[Graph], held_out: float, test: float, name: str
-) -> tuple[list[Graph], list[Graph], list[Graph]]:
+def _cut(graphs: Sequence[Graph], held_out: int, test: int, name: str) -> tuple[list[Graph], list[Graph], list[Graph]]:
     """Return the parts train, held_out and test of graphs in an order that the name of the set decides."""
     shuffled = [graphs[i] for i in generator("graph set", name).permutation(len(graphs))]
-    first, second = round(test * len(graphs)), round((test + held_out) * len(graphs))
-    return shuffled[second:], shuffled[first:second], shuffled[:first]
+    return shuffled[test + held_out :], shuffled[test : test + held_out], shuffled[:test]
 
 
 def _graph_set(
@@ -104,16 +103,20 @@ def _graph_set(
     named: bool = False,
 ) -> GraphSet:
     graphs = (*train, *held_out, *test)
-    labels = 1 + max(int(g.labels.max()) for g in graphs)
+    used = np.unique(np.concatenate([g.labels for g in graphs])) if not vocabulary else np.arange(len(vocabulary))
+
+    def numbered(part: Sequence[Graph]) -> tuple[Graph, ...]:
+        return tuple(g._replace(labels=np.searchsorted(used, g.labels)) for g in part)
+
     return GraphSet(
         name=name,
         directed=any((g.adjacency != g.adjacency.T).any() for g in graphs),
-        vocabulary=vocabulary or tuple(f"label {i}" for i in range(labels)),
+        vocabulary=vocabulary or tuple(f"label {i}" for i in used),
         named=named,
         allowed=None,
-        train=tuple(train),
-        held_out=tuple(held_out),
-        test=tuple(test),
+        train=numbered(train),
+        held_out=numbered(held_out),
+        test=numbered(test),
     )
 
 
@@ -131,7 +134,6 @@ def _packed(path: Path) -> list[Graph]:
             table = {name: file[name] for name in file.files}
         nodes, edges = table["node_ptr"], np.stack([table["src"], table["dst"]])
         labels = np.asarray(table.get("node_label", np.zeros(nodes[-1])), np.int64)
-        _, labels = np.unique(labels, return_inverse=True)
         graphs = []
         for i in range(len(nodes) - 1):
             size = int(nodes[i + 1] - nodes[i])

@@ -1,0 +1,183 @@
+"""The sets of graphs of the generation benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import metabolic_metrics, metabolic_sets, public_sets
+from benchmarks.graph_sets import GraphSet
+from data_pipeline import graph_encoding, habitat
+from data_pipeline.batch import GraphSample
+from data_pipeline.errors import InputError
+from data_pipeline.graph_files import write_npz
+from data_pipeline.variables import ENVIRONMENT, NODE_FEATURES
+
+PLANETS, ASIDE = 60, 6
+
+
+# --- metabolic --------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def metabolic() -> GraphSet:
+    return metabolic_sets.load("metabolic", PLANETS, ASIDE)[0]
+
+
+@pytest.fixture(scope="module")
+def strangers() -> tuple[GraphSet, tuple[str, ...]]:
+    return metabolic_sets.load("metabolic_organism", PLANETS, ASIDE)
+
+
+def test_no_nutrients_of_a_test_environment_are_offered_in_training(metabolic: GraphSet) -> None:
+    train, held_out, test = (
+        {habitat.nutrients(g.condition) for g in part} for part in (metabolic.train, metabolic.held_out, metabolic.test)
+    )
+    assert len(test) >= 2 and not train & test and not train & held_out and not held_out & test
+    assert len({g.condition.tobytes() for g in metabolic.test}) >= ASIDE
+
+
+def test_every_true_network_is_allowed_and_makes_atp_where_it_was_found(metabolic: GraphSet) -> None:
+    assert metabolic.allowed is not None
+    for graph in metabolic.test:
+        assert metabolic.allowed[np.ix_(graph.labels, graph.labels)][graph.adjacency].all()
+        assert len(set(graph.labels.tolist())) == len(graph.labels)
+    asked = [
+        metabolic_metrics.question_of(g, metabolic_metrics.edges_of(g, metabolic.vocabulary)) for g in metabolic.test
+    ]
+    assert metabolic_metrics.share_feasible(asked) == 1.0
+    assert metabolic_metrics.share_feasible([q._replace(nutrients=()) for q in asked]) == 0.0  # salts feed nobody
+
+
+def test_organisms_that_are_left_out_feed_on_the_test_networks_and_no_other_network_is_in_it(
+    metabolic: GraphSet, strangers: tuple[GraphSet, tuple[str, ...]]
+) -> None:
+    data, organisms = strangers
+    assert len(organisms) == metabolic_sets.ORGANISMS_ASIDE and len(data.test) > 0
+    asked = [metabolic_metrics.question_of(g, metabolic_metrics.edges_of(g, data.vocabulary)) for g in data.test]
+    assert metabolic_metrics.share_feasible(asked, organisms) == 1.0
+    assert len(data.train) < len(metabolic.train) and len(data.test) < len(metabolic.test)
+    trained = {g.condition.tobytes() for g in data.train}
+    assert not trained & {g.condition.tobytes() for g in data.test}
+
+
+def test_a_set_that_is_read_again_is_the_same(metabolic: GraphSet) -> None:
+    metabolic_sets._load.cache_clear()
+    again = metabolic_sets.load("metabolic", PLANETS, ASIDE)[0]
+    assert again.vocabulary == metabolic.vocabulary and len(again.train) == len(metabolic.train)
+    assert all((a.adjacency == b.adjacency).all() for a, b in zip(again.train, metabolic.train, strict=True))
+
+
+# --- packed files -----------------------------------------------------------------------------------------------------
+def write_packed(path: Path, graphs: int, directed: bool = False, labels: bool = False) -> None:
+    """Write rings of 3, 4, 5, ... nodes."""
+    src, dst, nodes, edges = [], [], [0], [0]
+    for size in range(3, 3 + graphs):
+        pairs = [(i, (i + 1) % size) for i in range(size)]
+        pairs += [] if directed else [(t, s) for s, t in pairs]
+        src += [s for s, _ in pairs]
+        dst += [t for _, t in pairs]
+        nodes.append(nodes[-1] + size)
+        edges.append(edges[-1] + len(pairs))
+    more = {"node_label": np.arange(nodes[-1]) % 2 + 1} if labels else {}
+    np.savez(path, src=np.int32(src), dst=np.int32(dst), node_ptr=nodes, edge_ptr=edges, **more)
+
+
+def test_a_packed_set_is_read_whole_and_split_the_same_way_each_time(tmp_path: Path) -> None:
+    write_packed(tmp_path / "community_small.npz", 50)
+    data = public_sets.load("community_small", tmp_path)
+    assert [len(part) for part in (data.train, data.held_out, data.test)] == [32, 8, 10]
+    assert not data.directed and not data.named and data.vocabulary == ("label 0",)
+    sizes = [len(g.labels) for part in (data.train, data.held_out, data.test) for g in part]
+    assert sorted(sizes) == list(range(3, 53))
+    assert all(g.adjacency.sum() == 2 * len(g.labels) and g.condition.shape == (0,) for g in data.train)
+    assert [len(g.labels) for g in public_sets.load("community_small", tmp_path).train] == sizes[:32]
+
+
+def test_planar_comes_in_its_published_parts(tmp_path: Path) -> None:
+    for part, number in (("train", 5), ("val", 2), ("test", 3)):
+        write_packed(tmp_path / f"planar_{part}.npz", number)
+    data = public_sets.load("planar", tmp_path)
+    assert [len(part) for part in (data.train, data.held_out, data.test)] == [5, 2, 3]
+
+
+def test_a_set_that_is_not_in_the_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"enzymes\.npz: not a packed set"):
+        public_sets.load("enzymes", tmp_path)
+
+
+# --- any folder -------------------------------------------------------------------------------------------------------
+def test_a_folder_of_packed_graphs_keeps_directions_and_labels(tmp_path: Path) -> None:
+    write_packed(tmp_path / "a.npz", 12, directed=True, labels=True)
+    write_packed(tmp_path / "b.npz", 12, directed=True, labels=True)
+    data = public_sets.load_folder(tmp_path)
+    assert data.directed and data.vocabulary == ("label 1", "label 2") and data.name == tmp_path.name
+    assert [len(part) for part in (data.train, data.held_out, data.test)] == [20, 2, 2]
+    assert {g.labels.sum() for g in data.train} >= {1, 2, 3}
+
+
+def test_packed_files_that_are_named_as_parts_are_those_parts(tmp_path: Path) -> None:
+    for part, number in (("train", 6), ("val", 2), ("test", 4)):
+        write_packed(tmp_path / f"x_{part}.npz", number, directed=True)
+    data = public_sets.load_folder(tmp_path)
+    assert [len(part) for part in (data.train, data.held_out, data.test)] == [6, 2, 4]
+
+
+def write_single(folder: Path, number: int, names: list[str] | None = None) -> None:
+    for i in range(number):
+        size = 3 + i % 3
+        adjacency = np.zeros((size, size), np.uint8)
+        adjacency[range(size - 1), range(1, size)] = 1
+        more = {"meta": np.array(json.dumps({"nodes": names[:size]}))} if names else {}
+        np.savez(folder / f"{i:02d}.npz", adj=adjacency, **more)
+
+
+def test_single_graphs_without_names_have_one_label_and_no_condition(tmp_path: Path) -> None:
+    write_single(tmp_path, 10)
+    data = public_sets.load_folder(tmp_path)
+    assert data.directed and not data.named and data.vocabulary == ("node",) and data.allowed is None
+    assert [len(part) for part in (data.train, data.held_out, data.test)] == [6, 2, 2]
+    assert data.train[0].condition.shape == (0,)
+
+
+def test_names_of_nodes_are_the_vocabulary(tmp_path: Path) -> None:
+    write_single(tmp_path, 10, ["glc", "pyr", "ac", "lac", "for"])
+    data = public_sets.load_folder(tmp_path)
+    assert data.named and data.vocabulary == ("ac", "for", "glc", "lac", "pyr")
+    assert data.train[0].labels[:2].tolist() == [2, 4]
+
+
+def test_environments_of_single_graphs_are_their_conditions(tmp_path: Path) -> None:
+    adjacency = np.array([[0, 1], [0, 0]], bool)
+    sample = GraphSample(
+        metabolites=("a", "b"),
+        metabolite_index=np.zeros(2, np.int64),
+        features=np.zeros((2, len(NODE_FEATURES)), np.float32),
+        positional=graph_encoding.magnetic_laplacian(adjacency),
+        edge_index=np.array([[0], [1]]),
+        edge_type=np.ones(1, np.int64),
+    )
+    for i in range(8):
+        write_npz(tmp_path / f"{i}.npz", sample, np.full(len(ENVIRONMENT), i, np.float32))
+    data = public_sets.load_folder(tmp_path)
+    values = [g.condition[0] for part in (data.train, data.held_out, data.test) for g in part]
+    assert sorted(values) == list(range(8))
+
+
+def test_too_few_graphs_are_refused(tmp_path: Path) -> None:
+    write_single(tmp_path, 5)
+    with pytest.raises(InputError, match="5 graphs; training and judging need at least 6"):
+        public_sets.load_folder(tmp_path)
+
+
+def test_single_graphs_beside_packed_ones_are_refused(tmp_path: Path) -> None:
+    write_single(tmp_path, 5)
+    write_packed(tmp_path / "packed.npz", 5)
+    with pytest.raises(InputError, match="give a folder of one kind"):
+        public_sets.load_folder(tmp_path)
+
+
+def test_a_folder_without_graphs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no \.npz file there"):
+        public_sets.load_folder(tmp_path)
