@@ -89,8 +89,8 @@ def agreement(variable: Variable, place: str, fields: list[int], pairs: Sequence
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Return the area-weighted correlation of two maps (H W); NaN where one is flat."""
+    if any(np.ptp(x) <= 1e-6 * np.abs(x).max() for x in (a, b)):
+        return float("nan")
     weights = area_weights()
     a, b = (x.astype(np.float64) - (x * weights).sum() for x in (a, b))
-    spread = float(np.sqrt((a**2 * weights).sum() * (b**2 * weights).sum()))
-    flat = 1e-6 * max(float(np.abs(a).max() * np.abs(b).max()), 1e-20)
-    return float((a * b * weights).sum()) / spread if spread > flat else float("nan")
+    return float((a * b * weights).sum() / np.sqrt((a**2 * weights).sum() * (b**2 * weights).sum()))

@@ -124,11 +124,11 @@ def _table(pairs: Sequence[Pair]) -> str:
 
 
 def _figures(value: float) -> str:
-    return f"{value:.2g}" if abs(value) < 10 else f"{value:.1f}"
+    return "0" if abs(value) < 1e-9 else f"{value:.2g}" if abs(value) < 1 else f"{value:.1f}"
 
 
 def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + _figures(value)
+    return ("+" if value > 1e-9 else "") + _figures(value)
 
 
 def _planets(names: tuple[str, str], pairs: Sequence[Pair]) -> str:
@@ -143,15 +143,15 @@ def _planets(names: tuple[str, str], pairs: Sequence[Pair]) -> str:
         pictures.darken(axes)
         values = np.array([[both[0][quantity], both[1][quantity]] for both in facts])
         low, high = values.min(), values.max()
-        pad = 0.08 * max(high - low, 1e-3)
+        pad = 0.16 * max(high - low, 1e-3)
         axes.plot([low - pad, high + pad], [low - pad, high + pad], color="#2a3247", lw=1)
         axes.plot(values[:, 0], values[:, 1], "o", ms=5 if len(pairs) < 50 else 3, color=pictures.LIFE, alpha=0.85)
         if len(pairs) <= 6:
             for (x, y), pair in zip(values, pairs, strict=True):
-                side = "right" if x > (low + high) / 2 else "left"
+                below = y < x  # names stand away from the line
                 axes.annotate(
-                    pair.first.name, (x, y), xytext=(-6 if side == "right" else 6, -3), textcoords="offset points",
-                    color=pictures.FAINT, fontsize=6.5, ha=side,
+                    pair.first.name, (x, y), xytext=(4, -9) if below else (-4, 4), textcoords="offset points",
+                    color=pictures.FAINT, fontsize=6.5, ha="left" if below else "right",
                 )  # fmt: skip
         axes.set(xlabel=names[0], ylabel=names[1], xlim=(low - pad, high + pad), ylim=(low - pad, high + pad))
         axes.set_title(title, color=pictures.INK, fontsize=9)
@@ -192,10 +192,11 @@ def _card(names: tuple[str, str], pair: Pair) -> str:
 
 def _maps(names: tuple[str, str], pair: Pair) -> str:
     """Three surface variables: first, second and their difference; noon is in the middle."""
-    figure = Figure(figsize=(8.4, 5.0), facecolor=pictures.PAPER)
+    figure = Figure(figsize=(7.2, 4.5), facecolor=pictures.PAPER)
     latitude = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(LATITUDES)[0]))
     edge = float(-substellar_longitudes()[0] + 180.0 / len(substellar_longitudes()))
-    for row, variable in enumerate(SURFACE_VARIABLES):
+    labels = ("surface temperature", "absorbed light", "outgoing heat")
+    for row, (variable, label) in enumerate(zip(SURFACE_VARIABLES, labels, strict=True)):
         first, second = (s.climate[climate_field(variable.name)] for s in pair)
         colours: Colormap = pictures.SURFACE
         if row == 0:
@@ -209,7 +210,7 @@ def _maps(names: tuple[str, str], pair: Pair) -> str:
             (second - first, "difference", Normalize(-widest, widest, clip=True), colormaps["RdBu_r"]),
         )  # fmt: skip
         for column, (field, title, norm, palette) in enumerate(panels):
-            axes = figure.add_axes((0.045 + 0.32 * column, 0.68 - 0.325 * row, 0.295, 0.25))
+            axes = figure.add_axes((0.045 + 0.32 * column, 0.665 - 0.315 * row, 0.295, 0.24))
             axes.pcolormesh(
                 np.linspace(-edge, edge, field.shape[1] + 1), _edges(latitude), field, norm=norm, cmap=palette
             )
@@ -222,12 +223,12 @@ def _maps(names: tuple[str, str], pair: Pair) -> str:
                 spine.set_visible(False)
             told = f"±{_figures(widest)}" if column == 2 else f"{field.min():.0f} … {field.max():.0f}"
             colour = (FIRST, SECOND, pictures.INK)[column]
-            label = {0: "surface temperature", 1: "absorbed light", 2: "outgoing heat"}[row]
-            axes.set_title(f"{label if column == 0 else ''}", loc="left", color=pictures.INK, fontsize=8, pad=3)
-            axes.set_title(
-                f"{title if row == 0 else ''}  {told} {variable.unit}", loc="right", color=colour, fontsize=7, pad=3
-            )
-    return pictures.image(figure, "maps of both and their difference")
+            if row == 0:
+                figure.text(0.1925 + 0.32 * column, 0.965, title, color=colour, fontsize=9, ha="center")
+            if column == 0:
+                axes.set_title(label, loc="left", color=pictures.INK, fontsize=8, pad=3)
+            axes.set_title(f"{told} {variable.unit}", loc="right", color=pictures.FAINT, fontsize=7, pad=3)
+    return pictures.image(figure, "maps of both and their difference", colours=256)
 
 
 def _locked(pair: Pair) -> bool:
@@ -257,15 +258,15 @@ def _profiles(names: tuple[str, str], pair: Pair) -> str:
         axes.set_yticklabels([f"{m:.0f}" for m in axes.get_yticks()])
         axes.minorticks_off()
     figure.axes[0].set_ylabel("mbar")
-    return pictures.image(figure, "mean profiles")
+    return pictures.image(figure, "mean profiles", colours=32)
 
 
 _STYLE = f"""
 h1 small{{font-weight:400;font-size:26px;color:{pictures.FAINT}}}
 article.wide{{flex:1 1 100%;max-width:none;border-color:#2a3247}}
 .both{{display:flex;gap:18px;align-items:flex-start;flex-wrap:wrap}}
-.both>img{{flex:2 1 560px;width:auto;min-width:0;max-width:840px}} .both>div{{flex:1 1 280px;max-width:360px}}
-.both td:not(:first-child){{font-variant-numeric:tabular-nums}}
+.both>img{{flex:2 1 560px;width:auto;min-width:0;max-width:800px}} .both>div{{flex:1 1 300px;max-width:380px}}
+.both td{{white-space:nowrap;font-size:13px;padding-right:14px;font-variant-numeric:tabular-nums}}
 table.agree th{{text-align:left;color:{pictures.FAINT};font-weight:400;padding:3px 18px 8px 0}}
 table.agree td{{color:{pictures.INK};border:0}} table.agree .n{{text-align:right;font-variant-numeric:tabular-nums}}
 table.agree tr.new td{{border-top:1px solid #1d263b;padding-top:7px}}
