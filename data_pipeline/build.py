@@ -113,8 +113,8 @@ def build(
         return done
     with _pool(workers) as pool:
         bodies = bodies or list(planets_of(source, table, planets, seed))
-        skipped = _prepare(pool, source, bodies) if source.slow else {}
-        jobs = _jobs({n: body for n, body in enumerate(bodies) if n not in skipped})
+        runs = _prepare(pool, source, bodies) if source.slow else [{} for _ in bodies]
+        jobs = _jobs({n: body for n, body in enumerate(bodies) if "diverged" not in runs[n]})
         missing = [j for j in jobs if not _there(out / j.file, len(j.sample_ids))]
         fresh = [j for j in missing if not _there(out / WORK / j.file, len(j.sample_ids))]
         if len(fresh) < len(jobs):
@@ -147,8 +147,9 @@ def build(
         facts = _data_facts(pool, residents, chosen, graphs, networks)
     entries = tuple(shards.describe_shard(out / j.file, j.split) for j in jobs)
     facts["habitable_share"] = {s: _habitable_share(out, [e for e in entries if e.split == s]) for s in SPLITS}
-    if skipped:
-        facts["skipped"] = [{"name": bodies[n].name, "why": why} for n, why in skipped.items()]
+    ran = [{"name": body.name, **run} for body, run in zip(bodies, runs, strict=True) if run]
+    skipped = [run for run in ran if "diverged" in run]
+    facts |= {key: found for key, found in (("climate_runs", ran), ("skipped", skipped)) if found}
     chemistry = json.dumps(reaction_db.chemistry_table(vocabulary), sort_keys=True)
     shards.write_bytes(out / shards.CHEMISTRY, chemistry.encode())
     manifest = Manifest(
@@ -254,24 +255,22 @@ def _require_space(out: Path, planets: int, workers: int) -> None:
         )
 
 
-def _prepare(pool: ProcessPoolExecutor, source: ClimateSource, bodies: Sequence[Planet]) -> dict[int, str]:
-    """Do the source's long work, a planet a task; return why planets have no climate, by their number.
+def _prepare(pool: ProcessPoolExecutor, source: ClimateSource, bodies: Sequence[Planet]) -> list[dict[str, Any]]:
+    """Do the source's long work, a planet a task; return what it says of each planet.
 
     Raises:
         InputError: None has one.
     """
-    failed: dict[int, str] = {}
     with tqdm(total=len(bodies), desc=f"0/3 {source.name}", unit="planet") as bar:
-        futures = {pool.submit(source.prepare, body): n for n, body in enumerate(bodies)}
+        futures = {pool.submit(source.prepare, body): body for body in bodies}
         for future in as_completed(futures):
-            number = futures[future]
-            if why := future.result():
-                failed[number] = why
-                bar.write(f"skipped: {bodies[number].name} has no climate ({why})")
+            if why := future.result().get("diverged"):
+                bar.write(f"skipped: {futures[future].name} has no climate ({why})")
             bar.update()
-    if len(failed) == len(bodies):
-        raise InputError(f"climate={source.name}: no planet has a climate ({next(iter(failed.values()))}); try others")
-    return dict(sorted(failed.items()))
+    runs = [future.result() for future in futures]  # in the order of the planets
+    if all("diverged" in run for run in runs):
+        raise InputError(f"climate={source.name}: no planet has a climate ({runs[0]['diverged']}); try others")
+    return runs
 
 
 def _jobs(bodies: Mapping[int, Planet]) -> list[Job]:
@@ -497,6 +496,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     facts = manifest.facts
+    if runs := facts.get("climate_runs"):
+        print(f"climates: {sum(run.get('seconds', 0.0) for run in runs) / len(runs):.0f} s a planet, one process each")
     if facts.get("skipped"):
         print(f"{len(facts['skipped'])} planets have no climate and were skipped; the manifest names them")
     print(f"rows {facts['rows']}, habitable share {facts['habitable_share']}, networks {facts['networks']}")

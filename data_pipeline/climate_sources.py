@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -40,8 +40,8 @@ class ClimateSource(Protocol):
         """Return what has to be the same for the same climates: package -> version."""
         ...
 
-    def prepare(self, planet: Planet) -> str:
-        """Do the long work of one planet, and return why it has no climate ("" when it has one)."""
+    def prepare(self, planet: Planet) -> dict[str, Any]:
+        """Do the long work of one planet and return what is worth knowing of it; "diverged" says that it failed."""
         ...
 
     def cubes(self, planets: Sequence[Planet], seed: int) -> np.ndarray:
@@ -65,9 +65,9 @@ class Emulator:
         """Return the version of the package."""
         return {"clero": metadata.version("clero")}
 
-    def prepare(self, planet: Planet) -> str:
+    def prepare(self, planet: Planet) -> dict[str, Any]:
         """Nothing takes long."""
-        return ""
+        return {}
 
     def cubes(self, planets: Sequence[Planet], seed: int) -> np.ndarray:
         """Draw from the emulator's distribution."""
@@ -91,9 +91,9 @@ class ExoPlaSim:
         exoplasim_source.program()
         return {"exoplasim": exoplasim_source.version()}
 
-    def prepare(self, planet: Planet) -> str:
+    def prepare(self, planet: Planet) -> dict[str, Any]:
         """Run the planet, unless the cache has it."""
-        return str(exoplasim_source.run(planet).facts.get("diverged", ""))
+        return exoplasim_source.run(planet).facts
 
     def cubes(self, planets: Sequence[Planet], seed: int) -> np.ndarray:
         """Return what `prepare` left in the cache."""
@@ -128,9 +128,9 @@ class Files:
             digest.update(f"{row!r} {row.planet.locked} {path.stat().st_size}".encode())
         return {"climate files": digest.hexdigest()[:12]}
 
-    def prepare(self, planet: Planet) -> str:
+    def prepare(self, planet: Planet) -> dict[str, Any]:
         """Nothing takes long."""
-        return ""
+        return {}
 
     def cubes(self, planets: Sequence[Planet], seed: int) -> np.ndarray:
         """Read the files."""

@@ -45,7 +45,7 @@ MAKE = {
 RESOLUTION = "module resmod\nparameter(NLAT_ATM = 32)\nparameter(NLEV_ATM = 10)\nparameter(NPRO_ATM = 1)\nend module\n"
 STRETCH_DAYS = 90
 MAX_STRETCHES = 16  # four years
-DRIFT_K = 0.5  # a stretch whose mean surface temperature differs by less from the one before it ends the run
+DRIFT_K = 1.0  # a stretch whose mean surface temperature differs by less from the one before it ends the run
 MIXED_LAYER_M = 2.0  # as much heat as 0.8 bar of air: where nothing varies in time, depth only delays the balance
 # Without currents in the ocean below, ice grows wherever it freezes until it is this thick, and then conducts nothing:
 # in years at ExoPlaSim's own 9 m, in months at 1 m.

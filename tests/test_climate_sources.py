@@ -140,7 +140,8 @@ def test_a_build_from_exoplasim_skips_the_planet_that_diverged_and_counts_it(
     assert "1 planets have no climate and were skipped" in printed.out
     assert "skipped: Hot has no climate (45 min: it boiled)" in printed.err + printed.out
     manifest = shards.verify(out)
-    assert manifest.planets == 4 and manifest.facts["skipped"] == [{"name": "Hot", "why": "45 min: it boiled"}]
+    assert manifest.planets == 4 and manifest.facts["skipped"] == [{"name": "Hot", "diverged": "45 min: it boiled"}]
+    assert manifest.facts["climate_runs"][0] == {"name": "Earth", "years": 1.0}
     assert manifest.sources["exoplasim"] == "3.4.2" and "clero" not in manifest.sources
     samples = [s for shard in manifest.shards for s in shards.to_samples(shards.read_shard(out / shard.file))]
     assert sorted(s.name for s in samples) == ["CO2-rich", "Cold", "Earth", "TRAPPIST-1 e"]
