@@ -287,6 +287,11 @@ def present(
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
+def now() -> float:
+    """Return the seconds that budgets are counted in."""
+    return time.monotonic()
+
+
 def take(batch: Padded, rows: Int[Tensor, " b"]) -> Padded:
     """Return some graphs, cut to the largest of them."""
     some = Padded(*(t[rows] for t in batch))
@@ -308,18 +313,18 @@ def train(
     batch_size: int = 32,
     lr: float = 2e-3,
 ) -> int:
-    """Lower the loss of the first part until time.monotonic() says `until`; keep the weights best on the other part.
+    """Lower the loss of the first part until now() says `until`; keep the weights best on the other part.
 
     `loss(batch, share)` returns a number a graph; share is 1 where it judges, else the share of the time that is over.
     Returns the number of steps.
     """
     training, held_out = parts
-    started, rng = time.monotonic(), np.random.default_rng(seed)
+    started, rng = now(), np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.01, fused=True)
     best, best_state, checked, step = math.inf, None, 0, 0
     network.train()
     for rows in _batches(training, batch_size, rng):
-        share = (time.monotonic() - started) / max(until - started, 1e-9)
+        share = (now() - started) / max(until - started, 1e-9)
         if share >= 1:
             break
         optimizer.param_groups[0]["lr"] = lr * min((step + 1) / 50, 0.02 + 0.98 * math.cos(math.pi / 2 * share) ** 2)

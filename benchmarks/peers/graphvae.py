@@ -8,7 +8,6 @@ the same end) and solving each linear problem with the Hungarian algorithm.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -172,7 +171,7 @@ class GraphVAE:
 
     def fit(self, data: GraphSet, seconds: float, seed: int) -> None:
         """Learn by maximising the evidence lower bound."""
-        until = time.monotonic() + seconds
+        until = dense_graphs.now() + seconds
         torch.manual_seed(seed)
         self.frame = Frame(data, self.device, self.use_mask)
         self.net = Slots(self.frame, data, self.latents, self.width).to(self.device)

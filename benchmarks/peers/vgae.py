@@ -6,7 +6,6 @@ Which nodes there are is drawn first (NodeSets).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -108,7 +107,7 @@ class LatentGenerator:
 
     def fit(self, data: GraphSet, seconds: float, seed: int, two_sided: bool) -> None:
         """Learn by maximising the evidence lower bound."""
-        until = time.monotonic() + seconds
+        until = dense_graphs.now() + seconds
         torch.manual_seed(seed)
         self.two_sided = two_sided
         self.frame = Frame(data, self.device, self.use_mask)
