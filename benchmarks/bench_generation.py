@@ -2,7 +2,8 @@
 
 `./launch.sh bench generation --json [--data metabolic,planar] [--models ours,vgae] [--budget SECONDS] [--seeds K]`
 prints one line a (data, model, seed) as each is done; `--graphs DIR` takes a folder of NPZ graphs instead of --data.
-Each runs in a process of its own. It takes about rows x (budget + 30 s) / jobs.
+Each runs in a process of its own. It takes about rows x (budget + 30 s) / jobs. `--table FILE` turns such lines into
+tables of mean and spread.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import graph_metrics, metabolic_metrics as metabolic, metabolic_sets, public_sets, rows
+from benchmarks import (
+    generation_table,
+    graph_metrics,
+    metabolic_metrics as metabolic,
+    metabolic_sets,
+    public_sets,
+    rows,
+)
 from benchmarks.graph_metrics import DIRECTED, UNDIRECTED, Statistic, squared_mmd
 from benchmarks.graph_sets import Generator, Graph, GraphSet
 from benchmarks.rows import Row
@@ -235,6 +243,7 @@ def judge_graphs(data: GraphSet, drawn: Drawn, organisms: Sequence[str] = ()) ->
     adjacencies = [g.adjacency for g in drawn.graphs]
     found: dict[str, Any] = {
         **discrepancies(data, drawn.graphs, DIRECTED if data.directed else UNDIRECTED),
+        **label_discrepancies(data, drawn.graphs),
         "unique": metrics.uniqueness(keys),
         "novel": metrics.share(new),
         "connected": metrics.share([graph_metrics.connected(a) for a in adjacencies]),
@@ -263,7 +272,7 @@ def discrepancies(data: GraphSet, drawn: Sequence[Graph], statistics: dict[str, 
     """
     found: dict[str, Any] = {}
     for name, statistic in statistics.items():
-        test, train, ours = ([_described(g, statistic) for g in part] for part in (data.test, data.train, drawn))
+        test, train, ours = ([statistic.describe(g) for g in part] for part in (data.test, data.train, drawn))
         if has_conditions(data):
             weights = [_by_condition(part) for part in (data.test, data.train, drawn)]
             reference = squared_mmd(train, test, statistic, (weights[1], weights[0]))
@@ -275,13 +284,15 @@ def discrepancies(data: GraphSet, drawn: Sequence[Graph], statistics: dict[str, 
             )
         found[f"mmd_{name}"] = distance
         found[f"mmd_ratio_{name}"] = distance / reference if reference > 0 else math.nan
-    mean = float(np.mean([found[f"mmd_{name}"] for name in statistics]))
+    mean = float(np.mean([found[f"mmd_{name}"] for name in statistics])) if statistics else math.nan
     kernels = {name: f"{s.kernel}, sigma {s.sigma:g}" for name, s in statistics.items()}
     return {**found, "mmd_average": mean, "kernel": kernels}
 
 
-def _described(graph: Graph, statistic: Statistic) -> np.ndarray:
-    return statistic.describe(graph.adjacency if len(graph.labels) else np.zeros((1, 1), bool))
+def label_discrepancies(data: GraphSet, drawn: Sequence[Graph]) -> dict[str, Any]:
+    """Return the ratios for labels and pairs of joined labels, of sets that have labels; they are in no average."""
+    found = discrepancies(data, drawn, graph_metrics.of_labels(len(data.vocabulary)))
+    return {k: v for k, v in found.items() if k.startswith("mmd_ratio_")}
 
 
 def _by_condition(graphs: Sequence[Graph]) -> np.ndarray:
@@ -366,8 +377,12 @@ def main() -> int:
         return rows.main("benchmarks.bench_generation", chosen(given), options())
     parser = argparse.ArgumentParser(parents=[options()], description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--table", default="", metavar="FILE", help="show results that --json printed, and do no more")
     given = parser.parse_args()
     try:
+        if given.table:
+            print(generation_table.tables(generation_table.read(given.table)))
+            return 0
         found = chosen(given)
         for name in dict.fromkeys(row.name.split("/")[0] for row in found):  # made or refused before anything starts
             data, _ = load(name, given)

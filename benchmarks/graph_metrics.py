@@ -20,13 +20,14 @@ from scipy.spatial.distance import cdist
 from benchmarks.graph_sets import Graph
 
 Adjacency = Bool[np.ndarray, "N N"]
+MANY_LABELS = 64  # from here on pairs of labels are too many to be counted as a vector
 POTENTIAL = 0.25  # of the magnetic Laplacian: an edge turns the phase by a quarter, an edge both ways by nothing
 
 
 class Statistic(NamedTuple):
     """What is compared, and with which kernel."""
 
-    describe: Callable[[Adjacency], Float[np.ndarray, " K"]]
+    describe: Callable[[Graph], Float[np.ndarray, " K"]]
     kernel: str
     sigma: float
     bin_width: float = 1.0  # in the unit of the quantity; sigma has the same unit
@@ -168,18 +169,38 @@ def _share(numbers: np.ndarray) -> np.ndarray:
 
 
 # --- sets of statistics -----------------------------------------------------------------------------------------------
+def _of_edges(describe: Callable[[Adjacency], np.ndarray]) -> Callable[[Graph], np.ndarray]:
+    """Return the same of a graph; one without nodes looks like a single node."""
+    return lambda graph: describe(graph.adjacency if len(graph.labels) else np.zeros((1, 1), bool))
+
+
 DIRECTED = {
-    "in_degree": Statistic(in_degrees, "emd", 1.0),
-    "out_degree": Statistic(out_degrees, "emd", 1.0),
-    "clustering": Statistic(clustering, "emd", 0.1, 0.01),
-    "spectrum": Statistic(spectrum, "emd", 0.1, 0.01),
-    "connected": Statistic(largest_part, "emd", 0.1, 0.01),
+    "in_degree": Statistic(_of_edges(in_degrees), "emd", 1.0),
+    "out_degree": Statistic(_of_edges(out_degrees), "emd", 1.0),
+    "clustering": Statistic(_of_edges(clustering), "emd", 0.1, 0.01),
+    "spectrum": Statistic(_of_edges(spectrum), "emd", 0.1, 0.01),
+    "connected": Statistic(_of_edges(largest_part), "emd", 0.1, 0.01),
 }
 UNDIRECTED = {  # of GRAN's table, with its sigmas
-    "degree": Statistic(out_degrees, "emd", 1.0),
-    "clustering": Statistic(clustering, "emd", 0.1, 0.01),
-    "orbit": Statistic(mean_orbits, "gaussian", 30.0),
+    "degree": Statistic(_of_edges(out_degrees), "emd", 1.0),
+    "clustering": Statistic(_of_edges(clustering), "emd", 0.1, 0.01),
+    "orbit": Statistic(_of_edges(mean_orbits), "gaussian", 30.0),
 }
+
+
+def of_labels(labels: int) -> dict[str, Statistic]:
+    """Return what is compared of graphs with this many different labels, beside their edges; nothing for one label."""
+
+    def nodes(graph: Graph) -> np.ndarray:
+        return np.bincount(graph.labels, minlength=labels) / max(len(graph.labels), 1)
+
+    def edges(graph: Graph) -> np.ndarray:
+        source, target = np.nonzero(graph.adjacency)
+        pairs = graph.labels[source] * labels + graph.labels[target]
+        return np.bincount(pairs, minlength=labels**2) / max(len(pairs), 1)
+
+    found = {"labels": Statistic(nodes, "tv", 0.5)} if labels > 1 else {}
+    return found | ({"label_pairs": Statistic(edges, "tv", 0.5)} if 1 < labels <= MANY_LABELS else {})
 
 
 def connected(adjacency: Adjacency) -> bool:

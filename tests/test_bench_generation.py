@@ -12,7 +12,13 @@ import pytest
 import torch
 from test_graph_sets import write_packed
 
-from benchmarks import bench_generation as bench, metabolic_metrics as metabolic, metabolic_sets, public_sets
+from benchmarks import (
+    bench_generation as bench,
+    generation_table,
+    metabolic_metrics as metabolic,
+    metabolic_sets,
+    public_sets,
+)
 from benchmarks.graph_sets import Graph, GraphSet
 from benchmarks.peers import rewired
 from benchmarks.peers.nearest_neighbour import NearestNeighbour, Real
@@ -126,12 +132,13 @@ def test_copies_of_the_training_graphs_are_as_far_from_the_test_as_these_and_not
 
 
 def test_directed_rings_have_cycles_and_an_empty_graph_can_be_judged(tmp_path: Path) -> None:
-    write_packed(tmp_path / "rings.npz", 20, directed=True)
+    write_packed(tmp_path / "rings.npz", 20, directed=True, labels=True)
     rings = public_sets.load_folder(tmp_path)
     nothing = Graph(np.zeros(0, np.int64), np.zeros((0, 0), bool), np.zeros(0, np.float32))
     found = bench.judge_graphs(rings, bench.Drawn([nothing, rings.train[0]], [], {}))
     assert found["acyclic"] == 0.5 and found["acyclic_test"] == 0.0
     assert found["unique"] == 1.0 and found["novel"] == 0.5
+    assert found["mmd_ratio_labels"] > 1.0  # half of what is drawn has no labels
 
 
 def test_planar_counts_what_is_planar_and_connected_and_new_once(tmp_path: Path) -> None:
@@ -219,6 +226,27 @@ def test_rows_run_in_processes_of_their_own_and_one_that_fails_loses_no_other(
     assert line["mmd_ratio_in_degree"] is None  # all training graphs are rings: their discrepancy is nothing
     assert line["novel"] == 0.0 and line["device"] == "cpu" and line["parameters"] == 0
     assert line["command"].startswith("./launch.sh bench generation --graphs")
+
+
+def test_a_table_shows_mean_and_spread_over_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"benchmark": "generation", "data": "metabolic", "model": "ours", "budget_seconds": 60.0, "device": "cpu"}
+    lines = [{**row, "hardware": "2 cores", "seed": i, "edge_f1": f1, "novel": None} for i, f1 in enumerate((0.7, 0.8))]
+    file = tmp_path / "x.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in [*lines, {**row, "error": "killed"}]))
+    monkeypatch.setattr(sys, "argv", ["bench_generation", "--table", str(file)])
+    assert bench.main() == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "**metabolic**, 60 s of training on 2 cores (cpu)"
+    assert shown[2:] == ["| model | edge f1 |", "|---|---|", "| ours | 0.75 ± 0.071 |"]
+
+
+@pytest.mark.parametrize(("text", "reason"), [("{", "not a file of JSON lines"), ("", "no row of bench generation")])
+def test_a_file_without_results_is_no_table(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(InputError, match=reason):
+        generation_table.read(tmp_path / "x.jsonl")
 
 
 def test_a_folder_that_is_not_there_is_one_line_and_exit_code_two(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks import graph_metrics
-from benchmarks.graph_metrics import DIRECTED, UNDIRECTED, Statistic, orbits, squared_mmd
+from benchmarks.graph_metrics import DIRECTED, UNDIRECTED, orbits, squared_mmd
 from benchmarks.graph_sets import Graph
 
-EMD = Statistic(graph_metrics.out_degrees, "emd", 1.0)
+EMD = DIRECTED["out_degree"]
 STATISTICS = {**DIRECTED, **UNDIRECTED}
 
 
@@ -22,6 +22,10 @@ def adjacency(edges: list[tuple[int, int]], nodes: int, directed: bool = False) 
         matrix[s, t] = True
         matrix[t, s] |= not directed
     return matrix
+
+
+def graph(matrix: np.ndarray, labels: list[int] | None = None) -> Graph:
+    return Graph(np.array(labels or [0] * len(matrix)), matrix, np.zeros(0, np.float32))
 
 
 def complete(nodes: int) -> np.ndarray:
@@ -135,7 +139,15 @@ def test_the_order_of_nodes_changes_nothing(name: str) -> None:
         matrix = random_graph(rng, 17, 0.15, directed)
         order = rng.permutation(17)
         describe = STATISTICS[name].describe
-        assert describe(matrix[np.ix_(order, order)]) == pytest.approx(describe(matrix), abs=1e-12)
+        assert describe(graph(matrix[np.ix_(order, order)])) == pytest.approx(describe(graph(matrix)), abs=1e-12)
+
+
+def test_labels_and_pairs_of_joined_labels_are_shares() -> None:
+    named = graph(adjacency([(0, 1), (2, 1)], 3, directed=True), [0, 1, 1])
+    both = graph_metrics.of_labels(2)
+    assert both["labels"].describe(named) == pytest.approx([1 / 3, 2 / 3])
+    assert both["label_pairs"].describe(named) == pytest.approx([0, 0.5, 0, 0.5])  # 0 to 1, 1 to 1
+    assert graph_metrics.of_labels(1) == {} and set(graph_metrics.of_labels(100)) == {"labels"}
 
 
 # --- discrepancies ----------------------------------------------------------------------------------------------------
@@ -167,16 +179,12 @@ def test_more_graphs_of_one_kind_are_near_and_graphs_of_another_kind_are_far() -
     rng = np.random.default_rng(3)
     for statistic in UNDIRECTED.values():
         one, same, other = (
-            [statistic.describe(random_graph(rng, 16, share)) for _ in range(60)] for share in (0.3, 0.3, 0.6)
+            [statistic.describe(graph(random_graph(rng, 16, share))) for _ in range(60)] for share in (0.3, 0.3, 0.6)
         )
         assert squared_mmd(one, same, statistic) < 0.1 * squared_mmd(one, other, statistic)
 
 
 # --- equal graphs -----------------------------------------------------------------------------------------------------
-def graph(matrix: np.ndarray, labels: list[int] | None = None) -> Graph:
-    return Graph(np.array(labels or [0] * len(matrix)), matrix, np.zeros(0, np.float32))
-
-
 def test_isomorphic_graphs_share_a_key_and_a_turned_edge_or_a_changed_label_does_not() -> None:
     rng = np.random.default_rng(4)
     matrix, labels = random_graph(rng, 12, 0.2, directed=True), rng.integers(0, 3, 12)
