@@ -35,7 +35,7 @@ from data_pipeline.variables import climate_field
 PACKAGE = "exoplasim"
 INSTALL = "pip install --no-deps exoplasim==3.4.2"
 TOOLS = ("gfortran", "gcc", "make")
-# Bounds checks cost a third of the speed; traps stay, so that a diverging run stops at its first overflow.
+# Without bounds checks; the traps stay, so that a diverging run stops at its first overflow.
 FLAGS = "-O3 -cpp -ffixed-line-length-132 -ffpe-trap=invalid,zero,overflow -ffpe-summary=none -finit-real=zero"
 MAKE = {
     "MOST_F90": "gfortran", "MOST_F90_OPTS": FLAGS, "MOST_CC": "gcc", "MOST_CC_OPTS": "-O3", "MOST_PREC": "",
@@ -50,6 +50,10 @@ MIXED_LAYER_M = 2.0  # as much heat as 0.8 bar of air: where nothing varies in t
 # Without currents in the ocean below, ice grows wherever it freezes until it is this thick, and then conducts nothing:
 # in years at ExoPlaSim's own 9 m, in months at 1 m.
 ICE_M = 1.0
+# A planet that turns freely may be frozen or not under the same light; it starts warm. A locked one has one state
+# (Checlair et al. 2017, ApJ 845, 132) and starts at the freezing point, as ExoPlaSim does without a map.
+WARM_OCEAN_K = 288.0
+OCEAN_FILE = "N032_surf_0169.sra"
 TIME_STEPS_MINUTES = (45, 30, 20)  # a run that diverges is tried again with the next
 DALTON = {"n2": 28.014, "co2": 44.010, "ch4": 16.043, "o2": 31.998, "h2": 2.016, "co": 28.010}
 HEAT_J_KG_K = {"n2": 1040.0, "co2": 844.0, "ch4": 2226.0, "o2": 918.0, "h2": 14300.0, "co": 1040.0}
@@ -163,6 +167,8 @@ def digest(planet: Planet) -> str:
     """Return the name of a planet's cube: what the program is told, its version and how long it runs."""
     told = [namelists(planet, minutes) for minutes in TIME_STEPS_MINUTES]
     settings = [version(), MAKE["MOST_F90_OPTS"], RESOLUTION, MAX_STRETCHES, DRIFT_K, told]
+    if not planet.locked:
+        settings.append(WARM_OCEAN_K)
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
 
 
@@ -220,6 +226,8 @@ def _to_balance(planet: Planet, executable: Path, folder: Path, minutes: int) ->
         group = f"{name}_nl"
         lines = "".join(f" {key} = {value}\n" for key, value in values.items())
         (folder / f"{name}_namelist").write_text(f" &{group}\n{lines} /\n")
+    if not planet.locked:
+        (folder / OCEAN_FILE).write_text(_ocean(WARM_OCEAN_K))
     before, drift, stretches = 0.0, math.inf, 0
     while drift >= DRIFT_K and stretches < MAX_STRETCHES:
         stretches += 1
@@ -232,6 +240,15 @@ def _to_balance(planet: Planet, executable: Path, folder: Path, minutes: int) ->
         "balanced": drift < DRIFT_K,
         "imbalance_w_m2": round(absorbed - outgoing, 2),
     }
+
+
+def _ocean(temperature_k: float) -> str:
+    """Return a map of the ocean's first temperature, the same everywhere and in all twelve months."""
+    lines = []
+    for month in range(1, 13):
+        lines.append("".join(f"{number:10d}" for number in (169, 0, 20090000 + 100 * month, -1, 64, 32, 0, 0)))
+        lines += ["".join([f"{temperature_k:10.3f}"] * 8)] * (64 * 32 // 8)
+    return "\n".join(lines) + "\n"
 
 
 def _stretch(planet: Planet, executable: Path, folder: Path) -> np.ndarray:

@@ -226,6 +226,17 @@ def test_a_run_that_fails_at_the_first_time_step_goes_on_with_the_next(
     assert run.cube is not None and run.facts["time_step_minutes"] == 30
 
 
+def test_a_planet_that_turns_freely_starts_with_a_warm_ocean(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = cache / "seen"
+    install(cache, f"cp N032_surf_0169.sra {seen}; cp {cache}/output plasim_output; touch plasim_status", monkeypatch)
+    exoplasim_source.run(PLANETS["Cold"])
+    assert not seen.exists()
+    exoplasim_source.run(PLANETS["Earth"])
+    lines = seen.read_text().splitlines()
+    assert len(lines) == 12 * (1 + 32 * 64 // 8) and lines[0].split()[0] == "169"
+    assert {float(x) for line in lines[1:257] for x in line.split()} == {288.0}
+
+
 def test_a_torn_store_is_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(cache, f"cp {cache}/output plasim_output; touch plasim_status", monkeypatch)
     planet = PLANETS["Cold"]
