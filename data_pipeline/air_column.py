@@ -124,9 +124,20 @@ def heat(air: Air, cloud: Cloud, tables: Opacities, found: Depths | None = None)
 
 
 def limb_radius(
-    air: Air, cloud: Cloud, tables: Opacities, radius_m: float, found: Depths | None = None
+    air: Air, cloud: Cloud, tables: Opacities, radius_m: float, star_angle: float, found: Depths | None = None
 ) -> Float[np.ndarray, " W"]:
-    """Return the radius of the opaque disc that hides as much light as planet and limb; rays are straight."""
+    """Return the radius of the opaque disc that hides as much light as planet and limb.
+
+    Rays are straight; below where they would be bent by more than the star is wide, nothing of it is seen.
+
+    Args:
+        air: At the limb.
+        cloud: Opaque where it is.
+        tables: Cross sections.
+        radius_m: Of the ground.
+        star_angle: Radius of the star over the planet's distance from it, in radian.
+        found: `depths` of the air, when they are known.
+    """
     found = found or depths(air, tables)
     edge = radius_m + found.height_m
     per_metre = (found.absorbed + found.scattered) / np.diff(edge)[:, None]
@@ -135,7 +146,21 @@ def limb_radius(
     seen = np.exp(-2.0 * np.diff(half, axis=1) @ per_metre)
     if cloud.depth > 0.0:
         seen[: cloud.layer + 1] *= 1.0 - cloud.share
-    return np.sqrt(radius_m**2 + (2.0 * middle * np.diff(edge)) @ (1.0 - seen))
+    above = np.clip((edge[1:] - _bent_away_m(air, edge, star_angle)) / np.diff(edge), 0.0, 1.0)
+    return np.sqrt(radius_m**2 + (2.0 * middle * np.diff(edge)) @ (1.0 - seen * above[:, None]))
+
+
+def _bent_away_m(air: Air, edge_m: np.ndarray, star_angle: float) -> float:
+    """Return the radius below which a ray is bent by more than the star's angle.
+
+    Source:
+        Bending of refractivity times sqrt(2 pi radius / scale height): Betremieux & Kaltenegger 2014, ApJ 791, 7.
+        Refractivity of air 2.93e-4 at 273 K and 1 atm; of others as the root of what their molecules scatter.
+    """
+    density = air.edge_pa / (BOLTZMANN * air.edge_k)
+    scale_m = BOLTZMANN * air.edge_k / (air.dry_mass_da * DALTON * air.gravity_m_s2)
+    bending = 2.93e-4 * np.sqrt(air.rayleigh) * density / 2.687e25 * np.sqrt(2.0 * np.pi * edge_m / scale_m)
+    return float(np.interp(-np.log(star_angle), -np.log(bending), edge_m))
 
 
 def _droplet_absorption(wavelength_um: np.ndarray) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 The spectra of data sets come from `spectra`, which is quick and coarse. Here columns of the day, the night and the limb
 are solved with a two-stream model. Against model spectra of Earth by the Virtual Planetary Laboratory, heat agrees
-within 5 K in windows and in bands of water, 8 K in those of CO2 and 11 K in those of O3 and CH4; bands in transit
-within 3 to 7 km; geometric albedo within 0.02 up to 1.3 um and 0.06 beyond (tests/test_light.py has each band).
-Not included: N2O, CO, H2, collision-induced absorption, refraction, hazes, glint, stellar lines.
+within 5 K in windows and in bands of water, 8 K in those of CO2 and 11 K in those of O3 and CH4; heights in transit
+within 4 km, 6 in bands of O3 and CH4; geometric albedo within 0.02 up to 1.3 um and 0.06 beyond (tests/test_light.py
+has each band).
+Not included: N2O, CO, H2, collision-induced absorption, hazes, glint, stellar lines.
 """
 
 from __future__ import annotations
@@ -78,7 +79,11 @@ def light_of(planet: Planet, cube: np.ndarray, tables: Opacities | None = None) 
         day_w_m2_um=heat(bright[0], cloud, tables),
         night_w_m2_um=heat(dark[0], replace(dark[1], depth=cloud.depth), tables),
         transit_radius_m=limb_radius(
-            edge, replace(its_cloud, depth=cloud.depth), tables, planet.radius_earth * EARTH_RADIUS
+            edge,
+            replace(its_cloud, depth=cloud.depth),
+            tables,
+            planet.radius_earth * EARTH_RADIUS,
+            planet.star_radius_sun * SUN_RADIUS / (planet.semi_major_axis_au * AU),
         ),
         cloud_depth=cloud.depth,
         ground_albedo=float(np.interp(0.7, tables.wavelength_um, ground)),
