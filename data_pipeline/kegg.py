@@ -110,7 +110,7 @@ def _kgml_edges(root: ElementTree.Element) -> Iterable[Edge]:
     for reaction in root.iter("reaction"):
         sides = [[e.get("name", "").split()[0].removeprefix("cpd:") for e in reaction.iter(s) if e.get("name")]
                  for s in ("substrate", "product")]  # fmt: skip
-        yield from _both_ways(*sides, reversible=reaction.get("type") == "reversible")
+        yield from both_ways(*sides, reversible=reaction.get("type") == "reversible")
 
 
 def _sbml_edges(root: ElementTree.Element) -> Iterable[Edge]:
@@ -120,10 +120,11 @@ def _sbml_edges(root: ElementTree.Element) -> Iterable[Edge]:
             if _local(side.tag) in sides:
                 species = [re.sub(r"^M_", "", e.get("species", "")) for e in side if e.get("species")]
                 sides[_local(side.tag)] = [name for name in species if base_of(name) not in CURRENCY]
-        yield from _both_ways(*sides.values(), reversible=reaction.get("reversible", "false") == "true")
+        yield from both_ways(*sides.values(), reversible=reaction.get("reversible", "false") == "true")
 
 
-def _both_ways(substrates: Sequence[str], products: Sequence[str], *, reversible: bool) -> Iterable[Edge]:
+def both_ways(substrates: Sequence[str], products: Sequence[str], *, reversible: bool) -> Iterable[Edge]:
+    """Yield the edges of a reaction; those of a reversible one in both directions."""
     kind = REVERSIBLE if reversible else FORWARD_ONLY
     for substrate in substrates:
         for product in products:

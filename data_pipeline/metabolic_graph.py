@@ -6,7 +6,7 @@ Cofactors and small inorganic molecules are no nodes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -58,7 +58,8 @@ def reaction_sides(name: str) -> tuple[Sides, ...]:
         sides = zip(columns.indices[entries], columns.data[entries], strict=True)
         nodes = [(organism.metabolites[i], n) for i, n in sides if is_node(organism.metabolites[i])]
         left, right = [m for m, n in nodes if n < 0], [m for m, n in nodes if n > 0]
-        found.append(Sides(tuple(left), tuple(right), tuple(_join(left, right))))
+        atoms = {m: {e for e, n in load_tables()[1][m].counts.items() if n > 0} - {"H", "O"} for m in (*left, *right)}
+        found.append(Sides(tuple(left), tuple(right), tuple(join_sides(left, right, atoms))))
     return tuple(found)
 
 
@@ -68,17 +69,21 @@ def reaction_edges(name: str) -> tuple[tuple[Edge, ...], ...]:
     return tuple(sides.edges for sides in reaction_sides(name))
 
 
-def _join(left: list[str], right: list[str]) -> list[Edge]:
+def join_sides(left: Sequence[str], right: Sequence[str], atoms: Mapping[str, set[str]]) -> list[Edge]:
     """Return which substrates become which products.
 
     What only changes its compartment goes to itself. Of the rest, carbon goes to carbon; without carbon, what shares
-    another element than H and O is joined (nitrate -> nitrite, Fe3+ -> Fe2+).
+    another element is joined (nitrate -> nitrite, Fe3+ -> Fe2+).
+
+    Args:
+        left: Substrates.
+        right: Products.
+        atoms: Elements of each but H and O.
     """
     moved = [(s, p) for s in left for p in right if base_of(s) == base_of(p)]
     if moved:
         done = {m for edge in moved for m in edge}
-        return moved + _join([m for m in left if m not in done], [m for m in right if m not in done])
-    atoms = {m: {e for e, n in load_tables()[1][m].counts.items() if n > 0} - {"H", "O"} for m in (*left, *right)}
+        return moved + join_sides([m for m in left if m not in done], [m for m in right if m not in done], atoms)
     pairs = [(s, p) for s in left for p in right if atoms[s] & atoms[p]]
     return [(s, p) for s, p in pairs if "C" in atoms[s] & atoms[p]] or pairs
 
