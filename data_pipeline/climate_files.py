@@ -12,7 +12,7 @@ from data_pipeline.climate import substellar_longitudes
 from data_pipeline.climate_grid import to_cube
 from data_pipeline.errors import InputError
 from data_pipeline.planets import Planet
-from data_pipeline.variables import PROFILE_VARIABLES, SURFACE_VARIABLES, climate_field
+from data_pipeline.variables import CLIMATE_FIELDS, PROFILE_VARIABLES, SURFACE_VARIABLES, climate_field
 
 INSTALL = "pip install xarray netCDF4"
 CENTRE_TOLERANCE_DEG = 25.0  # of the lit half from the substellar point that the table states
@@ -86,6 +86,10 @@ def read_cube(path: str | Path, planet: Planet, substellar_longitude: float = 0.
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(f"climate={path}: cannot be read as NetCDF ({reason})") from None
+    for variable, field in zip(CLIMATE_FIELDS, cube, strict=True):
+        if not np.isfinite(field).all():
+            share = 100.0 * (1.0 - np.isfinite(field).mean())
+            raise InputError(f"climate={path}: {variable.name} has no value on {share:.0f} % of the sphere; fill it in")
     if planet.locked:
         _require_noon(path, cube, longitude, substellar_longitude)
     return cube

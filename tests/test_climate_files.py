@@ -171,6 +171,7 @@ def units(name: str, text: str) -> Callable[[Any], Any]:
     ("change", "complaint"),
     [
         (drop("hus"), "no specific_humidity: no variable has the standard_name specific_humidity or is called hus, q"),
+        (lambda d: d.assign(ts=d["ts"].where(d["lat"] > 0)), "temperature_k has no value on 50 % of the sphere"),
         (drop("asr"), "no absorbed_shortwave_w_m2: .*set its standard_name"),
         (units("ts", "furlong"), "ts .surface_temperature_k. has units 'furlong'; known are k, kelvin, degc"),
         (units("cl", "1"), r"cloud_fraction runs from 25 to 25, outside \[0, 1\] 1; set its units attribute right"),
