@@ -180,7 +180,9 @@ def _fitted(
         ground = _ground(coarse.wavelength_um, ice_share, brightness)
         return float(np.average(sphere_albedo(air, replace(cloud, depth=depth), ground, coarse, found), weights=light))
 
-    depth, brightness = float(np.exp(_root(lambda x: bond(np.exp(x), 1.0) - bond_albedo, *np.log(CLOUD_DEPTHS)))), 1.0
+    depth, brightness = 0.0, 1.0
+    if cloud.share > 0.0:
+        depth = float(np.exp(_root(lambda x: bond(float(np.exp(x)), 1.0) - bond_albedo, *np.log(CLOUD_DEPTHS))))
     if abs(bond(depth, 1.0) - bond_albedo) > 2e-3:
         brightness = _root(lambda x: bond(depth, x) - bond_albedo, 0.0, 1.0 / OCEAN)
     return replace(cloud, depth=depth), brightness

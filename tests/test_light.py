@@ -18,6 +18,7 @@ from data_pipeline.light import Light
 from data_pipeline.opacities import wide_opacities
 from data_pipeline.planets import Atmosphere, Planet
 from data_pipeline.spectra import day_weights, planck
+from data_pipeline.variables import LEVELS, climate_field
 
 HERE = Path(__file__).parent
 EARTH_M = 6.371e6
@@ -233,6 +234,22 @@ def test_the_night_of_a_cold_planet_is_darker_than_its_day(scenes: list[tuple[Pl
         contrast = float((cube[0] * (day_weights() - night)).sum())
         if contrast > 60:
             assert found.night_w_m2_um[window].mean() < 0.8 * found.day_w_m2_um[window].mean()
+
+
+def test_an_isothermal_planet_without_clouds_that_absorbs_all_light_is_a_black_body(
+    scenes: list[tuple[Planet, np.ndarray, Light]],
+) -> None:
+    planet = replace(scenes[0][0], atmosphere=Atmosphere(surface_pressure_bar=1.0, co2=0.0))
+    cube = np.zeros_like(scenes[0][1])
+    cube[climate_field("surface_temperature_k")] = 255.0
+    cube[climate_field("absorbed_shortwave_w_m2")] = planet.irradiance_w_m2 / 4
+    cube[climate_field("outgoing_longwave_w_m2")] = 239.8
+    cube[climate_field("temperature_k") : climate_field("temperature_k") + LEVELS] = 255.0
+    found = light.light_of(planet, cube)
+    glow = np.pi * 1e-6 * planck(found.wavelength_um * 1e-6, 255.0)
+    assert found.day_w_m2_um == pytest.approx(glow, rel=1e-4) and found.night_w_m2_um == pytest.approx(glow, rel=1e-4)
+    assert (found.cloud_depth, found.ground_albedo) == (0.0, pytest.approx(0.0, abs=1e-3))
+    assert found.albedo[found.wavelength_um > 2].max() < 1e-3 < found.albedo[0]  # but for Rayleigh's blue
 
 
 def flat(albedo: float = 0.3) -> Light:
