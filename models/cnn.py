@@ -125,6 +125,12 @@ def _row_area(device: torch.device) -> Tensor:
     return torch.sin(edges).diff() / 2
 
 
+@lru_cache(maxsize=8)
+def _log_pressure_steps(device: torch.device) -> Tensor:
+    """Differences of ln p between neighbouring levels as 1 levels-1 1 1."""
+    return torch.as_tensor(np.log(PRESSURE_PA), dtype=torch.float32, device=device).diff().view(1, -1, 1, 1)
+
+
 def area_average(fields: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
     """Average over cells of COARSE x COARSE with the area of each row, so that global means stay what they are."""
     area = _row_area(fields.device).view(1, 1, -1, 1)
@@ -173,14 +179,13 @@ def hydrostatic_violation(rebuilt: Float[Tensor, "B C h w"], given: Float[Tensor
     Source:
         Hypsometric equation and dry adiabat: Pierrehumbert, Principles of Planetary Climate (2010), chapter 2.
     """
-    log_p = torch.as_tensor(np.log(PRESSURE_PA), dtype=torch.float32, device=given.device)
-    thickness_weight = -log_p.diff().view(1, -1, 1, 1)
+    log_p_steps = _log_pressure_steps(given.device)
     slopes, thickness = [], []
     for x in (rebuilt, given):
         temperature_k = x[:, _TEMPERATURE].clamp(min=30.0)
-        slopes.append(temperature_k.log().diff(dim=1) / log_p.diff().view(1, -1, 1, 1))
+        slopes.append(temperature_k.log().diff(dim=1) / log_p_steps)
         layer_mean = (temperature_k[:, 1:] + temperature_k[:, :-1]) / 2
-        thickness.append((layer_mean * thickness_weight).sum(1))
+        thickness.append((layer_mean * -log_p_steps).sum(1))
     excess = F.relu(slopes[0] - slopes[1].clamp(min=DRY_ADIABAT)) / _LAPSE_SCALE
     unstable = F.huber_loss(excess, torch.zeros_like(excess), reduction="none").mean(1)
     stretch = (thickness[0] / thickness[1] - 1.0) / _THICKNESS_SCALE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -66,10 +67,16 @@ def weighted_total(
     reduced = packed if reduce_items is None else reduce_items(packed)
     global_items, global_totals, world = reduced[: len(names)], reduced[len(names) : -1], reduced[-1]
     share = torch.where(global_items > 0, 1.0 / torch.where(global_items > 0, global_items, 1.0), 0.0)
-    weight = totals.new_tensor([weights[n] for n in names])
+    weight = _on_device(tuple(weights[n] for n in names), totals.device)
     means = global_totals * share
     loss = (weight * totals * share).sum() * world
     return WeightedTotal(loss, dict(zip(names, means, strict=True)) | {"loss": (weight * means).sum()})
+
+
+@lru_cache(maxsize=8)
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return float32 numbers that are copied once: each copy would wait for the device."""
+    return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
 class _GatherWithGrad(torch.autograd.Function):

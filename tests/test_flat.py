@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.objectives import build_objective
 from trainers import optim
 from trainers.config import OptimConfig
-from trainers.flat import flatten, take_apart
+from trainers.flat import flatten, remember_parameters, take_apart
 
 
 def pair() -> nn.Sequential:
@@ -84,3 +84,12 @@ def test_no_view_outlives_the_forward_pass() -> None:
     flatten(module, "net")
     module(torch.ones(3, 2))
     assert module[0].weight is None and "bias=False" in repr(module)
+
+
+def test_parameters_are_named_without_a_walk_and_as_before() -> None:
+    module = nn.ModuleDict({"net": pair(), "other": nn.Linear(1, 1)})
+    before = [name for name, _ in module.named_parameters(prefix="all")]
+    remember_parameters(module)
+    assert [name for name, _ in module.named_parameters(prefix="all")] == before
+    assert list(module.named_parameters(recurse=False)) == []
+    assert sum(1 for _ in module.parameters()) == 6

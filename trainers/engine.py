@@ -256,7 +256,11 @@ class DeepSpeedEngine:
         table = ds_config.read(ds_config.path_of(config, on_gpu))
         names = {id(module): name for name, module in objective.named_modules()}
         leaves = objective.leaf_modules()  # type: ignore[operator]
-        self._flat = {f.name: f for module in leaves for f in flat.flatten(module, names[id(module)])}
+        leaf_names = [names[id(module)] for module in leaves]
+        # The reader of texts meets other lengths in each step, and what it reads is large: it is not recorded.
+        graphed = [on_gpu and not name.startswith("language.") for name in leaf_names]
+        flats = (flat.flatten(*given) for given in zip(leaves, leaf_names, graphed, strict=True))
+        self._flat = {f.name: f for of_module in flats for f in of_module}
         groups = optim.parameter_groups(objective, config.optim)
         if ds_config.offloads_optimizer(table):
             betas = (config.optim.beta1, config.optim.beta2)
@@ -273,6 +277,7 @@ class DeepSpeedEngine:
         )
         self.objective = objective
         self._root: _Root = self._engine.module
+        flat.remember_parameters(self._root)
         self._zero = self._engine.optimizer
         self._trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self._buffers = persistent_buffers(objective)
@@ -287,7 +292,8 @@ class DeepSpeedEngine:
     def train_step(self, *micro_batches: Batch) -> StepReport:
         """See Engine."""
         seed_step(self.config, self.step, self.rank)
-        self._engine.train()
+        if not self._root.training:  # it would tell every module so
+            self._engine.train()
         lr = optim.set_lr(self._zero.optimizer, self.step, self.config.train.steps, self.config.optim)
         means = []
         for batch in micro_batches:
