@@ -31,6 +31,19 @@ def test_shares_count_overlapping_kernels_once_and_nothing_outside_the_steps() -
     assert found == tracing.Shares(steps=2, step_s=50e-6, gpu_busy=0.4, data_wait=0.05)
 
 
+def test_idle_time_of_the_gpu_is_laid_to_the_shortest_call_of_the_host() -> None:
+    events = [
+        event("ProfilerStep#7", "user_annotation", 0.0, 1000.0),
+        event("ProfilerStep#8", "user_annotation", 1000.0, 1000.0),
+        event("gemm", "kernel", 0.0, 400.0),
+        event("aten::item", "cpu_op", 350.0, 400.0),
+        event("cudaStreamSynchronize", "cuda_runtime", 360.0, 380.0),
+        event("gemm", "kernel", 700.0, 500.0),  # 400 to 700 waits
+        event("gemm", "kernel", 1210.0, 590.0),  # 10 us between kernels are none; nothing runs from 1800 to 2000
+    ]
+    assert tracing.idle_ms(events) == {"cudaStreamSynchronize": 0.15, "Python": 0.1}
+
+
 def test_a_frozen_weight_costs_four_operations_a_token_and_a_trained_one_six() -> None:
     line = tracing.utilisation(1000.0, frozen=98_000_000_000, trained=500_000_000, device="NVIDIA H100 80GB HBM3")
     # 1000 x (392e9 + 3e9) = 395e12 of 989e12

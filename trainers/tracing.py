@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
@@ -23,6 +24,8 @@ SKIPPED, WARM_UP, RECORDED = 5, 2, 3  # steps: caches fill, the profiler starts,
 WAIT_FOR_DATA = "exobiome/wait_for_data"
 _TOKEN_TABLES = ("embedding.weight", "embed_tokens.weight", "wte.weight")
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+_ON_HOST = ("cpu_op", "cuda_runtime", "cuda_driver", "user_annotation")
+_GAP_US = 20.0  # shorter ones lie between any two kernels
 # Dense bf16 products, FLOP/s, from NVIDIA's data sheets; found by a part of the device's name.
 PEAK_FLOP_S = {"H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
@@ -70,11 +73,15 @@ class Tracer:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "rank0.pt.trace.json"
         done.export_chrome_trace(str(path))
-        found = shares(json.loads(path.read_text())["traceEvents"])
+        events = json.loads(path.read_text())["traceEvents"]
+        found = shares(events)
         say(
             f"steps {self._reports[-1][0].step - found.steps + 1} to {self._reports[-1][0].step}: "
             f"{1e3 * found.step_s:.1f} ms each, GPU busy {found.gpu_busy:.1%}, waiting for data {found.data_wait:.1%}"
         )
+        if found.gpu_busy:
+            idle = ", ".join(f"{name} {ms:.1f} ms" for name, ms in idle_ms(events).items())
+            say(f"the GPU has nothing to do, in a step, during: {idle}")
         unrecorded = self._reports[WARM_UP : SKIPPED + WARM_UP]  # the profiler slows the others down
         tokens_per_s = sum(r.tokens for r, _ in unrecorded) / sum(s for _, s in unrecorded)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -104,6 +111,30 @@ def shares(events: Iterable[dict[str, Any]]) -> Shares:
     begin, end = min(b for b, _ in spans["step"]), max(e for _, e in spans["step"])
     busy, wait = (_covered(spans[kind], begin, end) / (end - begin) for kind in ("gpu", "data"))
     return Shares(len(spans["step"]), (end - begin) / len(spans["step"]) / 1e6, busy, wait)
+
+
+def idle_ms(events: Iterable[dict[str, Any]], most: int = 8) -> dict[str, float]:
+    """Return in which calls of the host the GPU has nothing to do, in milliseconds a step, the dearest first.
+
+    A gap between kernels counts for the shortest call that covers its middle: a wait (cudaStreamSynchronize), an
+    allocation (cudaMalloc), an operator that is launched too slowly; "Python" where no call does.
+    """
+    known = [e for e in events if e.get("ph") == "X"]
+    steps = [e for e in known if e["name"].startswith("ProfilerStep#") and e.get("cat") == "user_annotation"]
+    begin, end = min(e["ts"] for e in steps), max(e["ts"] + e["dur"] for e in steps)
+    host = [e for e in known if e.get("cat") in _ON_HOST and not e["name"].startswith("ProfilerStep#")]
+    starts, lengths = (np.array([e[key] for e in host], float) for key in ("ts", "dur"))
+    found: dict[str, float] = {}
+    reached = begin
+    busy = sorted((e["ts"], e["ts"] + e["dur"]) for e in known if e.get("cat") in _ON_GPU)
+    for left, right in [*(span for span in busy if span[1] > begin and span[0] < end), (end, end)]:
+        if left - reached > _GAP_US:
+            middle = (left + reached) / 2
+            over = np.flatnonzero((starts <= middle) & (starts + lengths >= middle))
+            name = host[over[lengths[over].argmin()]]["name"] if len(over) else "Python"
+            found[name] = found.get(name, 0.0) + (left - reached) / 1e3 / len(steps)
+        reached = max(reached, right)
+    return dict(sorted(found.items(), key=lambda item: -item[1])[:most])
 
 
 def _covered(spans: list[tuple[float, float]], begin: float, end: float) -> float:
