@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import small_networks, unified
 from benchmarks.llm import Load, loss_gap, ours, shrink
 from benchmarks.rows import Row, main
 
@@ -34,7 +35,13 @@ def llm_rows(tiny: bool, curve: int) -> list[Row]:
         row("llm-13b/a-peft-zero3-as-shipped", _zero3, whole, **stock),
         row("llm-13b/a-peft-zero3-adapters-cast-to-bf16", _zero3, whole, **stock, zero_init=False),
         row("llm-13b/ours-plain-torch", ours, _16K, engine="local"),
-        row("llm-13b/c-zero3-liger-micro-batch-2", _zero3, _16K._replace(rows=2, micro_batches=4, steps=3), **fast),
+        row(
+            "llm-13b/c-zero3-liger-micro-batch-2",
+            _zero3,
+            _16K._replace(rows=2, micro_batches=4, steps=3),
+            **fast,
+            zero_init=False,
+        ),
         row("llm-8b/ours-zero3", ours, Load("8b", rows=2, micro_batches=1, length=4096, steps=10)),
         row("llm-6-layers/float32", ours, wide, engine="local", dtype=torch.float32),
         row("llm-6-layers/ours-zero3", ours, wide),
@@ -57,13 +64,10 @@ def _zero3(load: Load, **options: Any) -> dict[str, Any]:
 
 
 def rows_of(part: str, tiny: bool, curve: int) -> list[Row]:
-    """Return the rows of the language model, of the small networks or of both."""
-    rows = llm_rows(tiny, curve) if part != "small" else []
-    if part != "llm":
-        from benchmarks.small_networks import ROWS
-
-        rows += ROWS
-    return rows
+    """Return the rows of the language model, of the small networks, of the unified model or of all."""
+    rows = llm_rows(tiny, curve) if part in ("all", "llm") else []
+    rows += small_networks.ROWS if part in ("all", "small") else []
+    return rows + (unified.ROWS if part in ("all", "unified") else [])
 
 
 def compare(results: Path) -> None:
@@ -76,8 +80,8 @@ def compare(results: Path) -> None:
 
 
 if __name__ == "__main__":
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--part", choices=("all", "llm", "small"), default="all", help="whose rows (all)")
+    options = argparse.ArgumentParser(add_help=False, parents=[small_networks.options(), unified.options()])
+    options.add_argument("--part", choices=("all", "llm", "small", "unified"), default="all", help="whose rows (all)")
     options.add_argument("--tiny", action="store_true", help="a trial with a tiny language model")
     options.add_argument("--curve", type=int, default=50, help="steps of the rows whose losses are compared (50)")
     options.add_argument("--losses", help="compare the losses of this file of results instead of running anything")

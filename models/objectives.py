@@ -28,10 +28,12 @@ from models.biochemistry import Chemistry
 from models.cnn import ClimateCNN, ClimateOutput, climate_terms
 from models.configs import ModelConfig
 from models.consistency import Consistency, foretelling_error, info_nce, network_key
+from models.fused_decoder import FusedDecoder
 from models.fusion import Fusion, FusionOutput, ModalityTokens, NumberEncoder, Tokeniser
 from models.graph_vae import GraphVAE, graph_terms
 from models.language import LanguageModel, LanguageOutput, load_causal
 from models.losses import Term, masked
+from models.peft_decoder import PeftDecoder
 from models.spectrum import SpectrumAutoencoder, SpectrumOutput, spectrum_terms
 
 _NOISE_STREAM, _TEXT_STREAM = 9_001, 9_002  # of models.noise; the graph VAE has its own
@@ -131,7 +133,16 @@ class UnifiedObjective(nn.Module):
     Every network runs on every batch, since ZeRO-3 ranks must run the same modules.
     """
 
-    def __init__(self, model: ModelConfig, chemistry: Chemistry) -> None:
+    def __init__(
+        self, model: ModelConfig, chemistry: Chemistry, causal: FusedDecoder | PeftDecoder | None = None
+    ) -> None:
+        """Build all networks.
+
+        Args:
+            model: Their sizes.
+            chemistry: Vocabulary of the networks.
+            causal: The language model, where it should not be loaded from model.language.checkpoint.
+        """
         super().__init__()
         self.text_share, self.read_share = model.language.text_share, model.language.read_share
         self.counter = StepCounter()
@@ -140,7 +151,8 @@ class UnifiedObjective(nn.Module):
         self.spectrum = SpectrumAutoencoder(model.spectrum)
         self.planet = NumberEncoder(len(PLANET), model.fusion.contrast_dim)
         self.environment = NumberEncoder(len(ENVIRONMENT), model.fusion.contrast_dim)
-        self.language = LanguageModel(model.language, load_causal(model.language), model.fusion.width)
+        causal = load_causal(model.language) if causal is None else causal
+        self.language = LanguageModel(model.language, causal, model.fusion.width)
         dims = {
             "climate": model.climate.latent_dim,
             "spectrum": model.spectrum.latent_dim,
