@@ -15,6 +15,7 @@ import json
 import math
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -30,7 +31,7 @@ from data_pipeline.climate import area_weights
 from data_pipeline.errors import InputError
 from data_pipeline.planets import Planet
 from data_pipeline.reaction_tables import cache_dir, write_atomically
-from data_pipeline.variables import climate_field
+from data_pipeline.variables import SURFACE_VARIABLES, climate_field
 
 PACKAGE = "exoplasim"
 INSTALL = "pip install --no-deps exoplasim==3.4.2"
@@ -43,6 +44,7 @@ MAKE = {
     "OCEANCOUP": "cpl_stub", "FFTMOD": "fftmod",
 }  # fmt: skip
 RESOLUTION = "module resmod\nparameter(NLAT_ATM = 32)\nparameter(NLEV_ATM = 10)\nparameter(NPRO_ATM = 1)\nend module\n"
+CUBE_VERSION = 1  # raised when exoplasim_output or climate_grid make another cube of the same output
 STRETCH_DAYS = 90
 MAX_STRETCHES = 16  # four years
 DRIFT_K = 1.0  # a stretch whose mean surface temperature differs by less from the one before it ends the run
@@ -58,6 +60,8 @@ TIME_STEPS_MINUTES = (45, 30, 20)  # a run that diverges is tried again with the
 DALTON = {"n2": 28.014, "co2": 44.010, "ch4": 16.043, "o2": 31.998, "h2": 2.016, "co": 28.010}
 HEAT_J_KG_K = {"n2": 1040.0, "co2": 844.0, "ch4": 2226.0, "o2": 918.0, "h2": 14300.0, "co": 1040.0}
 GAS_CONSTANT = 8314.46
+SURFACE = SURFACE_VARIABLES[0]
+_KILLED = (-signal.SIGINT, -signal.SIGKILL, -signal.SIGTERM)
 
 
 class Run(NamedTuple):
@@ -166,7 +170,7 @@ def namelists(planet: Planet, time_step_minutes: int) -> dict[str, dict[str, Any
 def digest(planet: Planet) -> str:
     """Return the name of a planet's cube: what the program is told, its version and how long it runs."""
     told = [namelists(planet, minutes) for minutes in TIME_STEPS_MINUTES]
-    settings = [version(), MAKE["MOST_F90_OPTS"], RESOLUTION, MAX_STRETCHES, DRIFT_K, told]
+    settings = [version(), MAKE["MOST_F90_OPTS"], RESOLUTION, CUBE_VERSION, MAX_STRETCHES, DRIFT_K, told]
     if not planet.locked:
         settings.append(WARM_OCEAN_K)
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
@@ -186,7 +190,7 @@ def run(planet: Planet) -> Run:
     """Simulate one planet unless the cache has it; a planet that diverges is kept as such.
 
     Raises:
-        InputError: The program cannot be made.
+        InputError: The program cannot be made, or was killed.
     """
     found = stored(planet)
     if found is None:
@@ -253,6 +257,11 @@ def _ocean(temperature_k: float) -> str:
 
 def _stretch(planet: Planet, executable: Path, folder: Path) -> np.ndarray:
     done = subprocess.run([str(executable)], cwd=folder, capture_output=True, check=False)
+    if done.returncode in _KILLED:
+        raise InputError(
+            f"climate=exoplasim: the run of {planet.name} was killed (signal {-done.returncode}), by hand or for lack "
+            "of memory; give the same command again, perhaps with fewer --workers"
+        )
     output, state = folder / "plasim_output", folder / "plasim_status"
     if done.returncode or (folder / "Abort_Message").exists() or not output.is_file() or not state.is_file():
         raise _Diverged(f"the program stopped with code {done.returncode}")
@@ -266,8 +275,9 @@ def _stretch(planet: Planet, executable: Path, folder: Path) -> np.ndarray:
     except ValueError as error:
         raise _Diverged(str(error)) from None
     surface = cube[climate_field("surface_temperature_k")]
-    if not np.isfinite(cube).all() or surface.min() <= 100.0 or surface.max() >= 450.0:
-        raise _Diverged("surface temperatures outside 100-450 K")
+    outside = float((((surface <= SURFACE.low) | (surface >= SURFACE.high)) * area_weights()).sum())
+    if not np.isfinite(cube).all() or outside > 0.05:
+        raise _Diverged(f"{100 * outside:.0f} % of the surface outside {SURFACE.low:g}-{SURFACE.high:g} K")
     output.unlink()
     state.replace(folder / "plasim_restart")
     return cube

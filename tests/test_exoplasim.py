@@ -246,6 +246,22 @@ def test_a_torn_store_is_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch
     assert exoplasim_source.run(planet).cube is not None and runs(cache) == 4
 
 
+def test_a_run_that_was_killed_is_no_divergence(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(cache, "kill -KILL $$", monkeypatch)
+    with pytest.raises(InputError, match=r"the run of Cold was killed .signal 9.*give the same command again"):
+        exoplasim_source.run(PLANETS["Cold"])
+    assert exoplasim_source.stored(PLANETS["Cold"]) is None and runs(cache) == 1
+
+
+def test_a_planet_that_is_hotter_than_any_climate_counts_as_diverged(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(cache, f"cp {cache}/output plasim_output; touch plasim_status", monkeypatch)
+    monkeypatch.setattr(exoplasim_output, "cube", lambda *_: np.full((len(CLIMATE_FIELDS), 32, 64), 450.0, np.float32))
+    told = exoplasim_source.run(PLANETS["Hot"]).facts["diverged"]
+    assert told.startswith("45 min: 100 % of the surface outside 100-450 K")
+
+
 def test_output_that_is_no_climate_counts_as_diverged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(cache, "echo nonsense > plasim_output; touch plasim_status", monkeypatch)
     assert "not an output" in exoplasim_source.run(PLANETS["Cold"]).facts["diverged"]
