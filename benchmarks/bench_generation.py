@@ -46,7 +46,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "graphvae": ("benchmarks.peers.graphvae:GraphVAE", {}),
     "graphite": ("benchmarks.peers.graphite:Graphite", {}),
     "autoregressive": ("benchmarks.peers.autoregressive:Autoregressive", {}),
-    "digress": ("benchmarks.peers.digress:DiGress", {}),
+    "digress": ("benchmarks.peers.digress:Digress", {}),
     "junction_tree": ("benchmarks.peers.junction_tree:JunctionTree", {}),
     "nearest_neighbour": ("benchmarks.peers.nearest_neighbour:NearestNeighbour", {}),
     "rewired": ("benchmarks.peers.rewired:Rewired", {}),

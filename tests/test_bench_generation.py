@@ -197,6 +197,12 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     bench.require_device("cpu")
 
 
+@pytest.mark.parametrize("name", [n for n in bench.MODELS if not n.startswith("ours")])
+def test_every_peer_of_the_table_is_there_and_is_a_generator(name: str) -> None:
+    model = bench.build(name, "cpu")
+    assert all(callable(getattr(model, method)) for method in ("fit", "sample", "bound_nats"))
+
+
 def test_every_data_set_model_and_seed_is_a_row() -> None:
     found = bench.chosen(given("--data", "metabolic,metabolic_organism", "--models", "vgae,real", "--seeds", "2"))
     assert [row.name for row in found][:3] == ["metabolic/vgae/0", "metabolic/real/0", "metabolic/vgae/1"]
