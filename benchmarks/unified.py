@@ -54,6 +54,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--samples", type=int, default=64, help="planets a step (64)")
     p.add_argument("--tokenizer", default="packaged", metavar="DIR", help="folder of a tokenizer (the packaged one)")
     p.add_argument("--steps", type=int, default=8, help="steps that are timed (8)")
+    p.add_argument("--within-gib", type=float, default=0.0, help="memory that activations may fill (all of the card)")
     p.add_argument("--warm-up", type=int, default=4, help="steps before them (4)")
     return p
 
@@ -91,7 +92,7 @@ def ours() -> dict[str, Any]:
     """Train all together under ZeRO-3 from the stream; then profile some steps more."""
     config = settings()
     stream = open_data(config)
-    decoder = fused_decoder(SIZES[given().size])
+    decoder = fused_decoder(SIZES[given().size], within_gib=given().within_gib)
     torch.manual_seed(0)
     objective = UnifiedObjective(config.model, Chemistry.from_dict(stream.chemistry), decoder)
     engine = DeepSpeedEngine(objective, config)
@@ -176,7 +177,7 @@ def profiled(step: Callable[[Batch], None], batches: Iterator[Batch]) -> dict[st
     found = shares(events)
     return {
         "gpu_busy": found.gpu_busy, "profiled_step_s": found.step_s,
-        "gpu_idle_ms_a_step": {name: round(ms, 2) for name, ms in idle_ms(events, most=16).items()},
+        "gpu_idle_ms_a_step": {name: round(ms, 2) for name, ms in idle_ms(events, most=16).items() if found.gpu_busy},
     }  # fmt: skip
 
 
@@ -232,7 +233,8 @@ def parts() -> dict[str, Any]:
 
     torch.manual_seed(0)
     seconds = {part: alone(build_objective(part, config.model, chemistry)) for part in ("graph_vae", "cnn")}
-    seconds["language"] = alone(Answers(config, fused_decoder(SIZES[asked.size])))
+    decoder = fused_decoder(SIZES[asked.size], within_gib=asked.within_gib)
+    seconds["language"] = alone(Answers(config, decoder))
     return {f"{part}_s": s for part, s in seconds.items()} | {"sum_s": sum(seconds.values())} | facts([])
 
 

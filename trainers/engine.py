@@ -5,6 +5,7 @@ The only module that imports deepspeed.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -552,6 +553,10 @@ def import_deepspeed() -> Any:
     import deepspeed
 
     deepspeed.utils.logger.setLevel("WARNING")
+    # On a CPU each step would start numactl to count the sockets: 1.5 ms or more.
+    numa = deepspeed.utils.numa
+    if not hasattr(numa.get_numa_cores, "cache_info"):
+        numa.get_numa_cores = functools.cache(numa.get_numa_cores)
     # DeepSpeed 0.19 calls what torch 2.13 has given new names; one warning a rank and function.
     warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning)
     return deepspeed
