@@ -581,10 +581,8 @@ class FusedDecoder(nn.Module):
             return len(self.layers)
         if self.recompute == "none" or not self.frequencies.is_cuda:
             return 0
-        taken = torch.cuda.memory_allocated()
-        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - taken - _OUTSIDE
-        if self.within_gib:
-            free = min(free, int(self.within_gib * _GIB) - taken)
+        taken, held = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+        free = spare(taken, held, torch.cuda.mem_get_info()[0], self.within_gib)
         return plan(len(self.layers), self.kept_bytes(tokens), free - self.working_bytes(tokens))
 
     def kept_bytes(self, tokens: int) -> tuple[int, int]:
@@ -607,6 +605,19 @@ class FusedDecoder(nn.Module):
             whole = [*self.layers[0].parameters(), *self.layers[0].parameters(), self.head.weight]
             gathered = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in whole)
         return max(layer, head) + gathered + _GIB // 16
+
+
+def spare(taken: int, held: int, free: int, within_gib: float) -> int:
+    """Return how many bytes may be filled.
+
+    Args:
+        taken: Bytes of tensors.
+        held: Bytes that torch holds, tensors included.
+        free: Bytes of the card that nobody holds.
+        within_gib: Limit of the tensors in GiB; 0 for none.
+    """
+    room = free + held - taken - _OUTSIDE
+    return min(room, int(within_gib * _GIB) - taken) if within_gib else room
 
 
 def plan(layers: int, kept: tuple[int, int], free: int) -> int:

@@ -14,7 +14,7 @@ from data_pipeline.errors import InputError
 from models import adapters, decoder_kernels, fused_decoder
 from models.configs import LanguageConfig, LoRAConfig
 from models.fuse import fuse, why_not
-from models.fused_decoder import PROJECTIONS, FusedDecoder, plan
+from models.fused_decoder import PROJECTIONS, FusedDecoder, plan, spare
 from models.language import load_causal, packaged_checkpoint
 from models.packed_attention import Packing, causal_attention
 from models.peft_decoder import PeftDecoder
@@ -244,6 +244,15 @@ def test_the_gradients_of_the_kernels_are_those_of_torch() -> None:
 def test_no_more_layers_run_again_than_the_memory_asks_for() -> None:
     sizes = (10, 1)  # bytes: everything, the input alone
     assert [plan(4, sizes, free) for free in (40, 39, 31, 30, 4, 0)] == [0, 1, 1, 2, 4, 4]
+
+
+def test_a_limit_counts_tensors_and_the_card_keeps_two_gib() -> None:
+    gib = 2**30
+    assert spare(taken=10 * gib, held=12 * gib, free=20 * gib, within_gib=0.0) == 20 * gib
+    assert spare(taken=10 * gib, held=12 * gib, free=20 * gib, within_gib=14.5) == 4.5 * gib
+    assert spare(taken=10 * gib, held=12 * gib, free=20 * gib, within_gib=80.0) == 20 * gib
+    with pytest.raises(InputError, match=r"recompute_within_gib=-1.0: must be 0 or more"):
+        LanguageConfig(recompute_within_gib=-1.0)
 
 
 def test_the_layers_that_run_again_are_the_first_and_the_gradients_stay(monkeypatch: pytest.MonkeyPatch) -> None:
