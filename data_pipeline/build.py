@@ -34,8 +34,8 @@ from data_pipeline.assemble import Pair
 from data_pipeline.batch import ENVIRONMENT_VECTOR, GraphSample
 from data_pipeline.climate_sources import EMULATOR, ClimateSource, choose, planets_of
 from data_pipeline.errors import InputError
-from data_pipeline.planet_table import Row, read_planets
-from data_pipeline.planets import Planet
+from data_pipeline.planet_table import Row, is_catalogue, read_planets
+from data_pipeline.planets import Planet, out_of_range
 from data_pipeline.shards import SAMPLE_BYTES, SHARD_ROWS, SPLITS, Manifest, Shard
 from data_pipeline.solved_networks import CHUNK_PAIRS, Solved
 
@@ -434,6 +434,16 @@ def _look_at(check: str | None, describe: str | None, compare: Sequence[str] | N
     return 0
 
 
+def _covered(catalogue: Sequence[Row], source: ClimateSource) -> list[Row]:
+    """Return the planets that the source covers, of a catalogue with all kinds, and say how many they are."""
+    inside = [row for row in catalogue if not out_of_range(row.planet, source.ranges)]
+    told = f"{len(inside)} of the {len(catalogue)} complete planets of the catalogue lie where {source.name} is at home"
+    if not inside:
+        raise InputError(f"planets: {told}; take another --climate or a table of your own")
+    print(told, flush=True)
+    return inside
+
+
 def _observe_sample(place: str, instrument: str, phase_deg: float, seed: int) -> int:
     from data_pipeline import instruments, observe
 
@@ -464,8 +474,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--planets-from", type=Path, metavar="FILE.csv",
-        help="take the planets of a table (see docs/five_planets.csv, or a CSV of the NASA Exoplanet Archive) instead "
-        "of drawing them",
+        help="take the planets of a table (see docs/five_planets.csv) or of the NASA Exoplanet Archive (a CSV, a "
+        "VOTable, or exosims, a package that ships one) instead of drawing them",
     )  # fmt: skip
     parser.add_argument(
         "--compare", nargs=2, metavar="DIR", help="write a page in the second folder: how the climates of planets that "
@@ -489,6 +499,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         table = read_planets(options.planets_from) if options.planets_from else None
         source = choose(options.climate, table)
+        if options.planets_from and is_catalogue(options.planets_from):
+            table = _covered(table or [], source)
         planets = options.planets if options.planets is not None else len(table or ())
         print(f"building {planets} planets into {options.out}, {options.workers} processes", flush=True)
         manifest = build(options.out, planets, options.seed, options.workers, source, table)

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 from data_pipeline.errors import InputError
 from data_pipeline.planets import (
+    EXOSIMS,
     SOLAR_IRRADIANCE_W_M2,
     SOLAR_TEMPERATURE_K,
+    VOTABLES,
     Atmosphere,
     Planet,
     read_catalogue,
@@ -39,13 +41,16 @@ class Row(NamedTuple):
 def read_planets(path: str | Path) -> list[Row]:
     """Return the planets of a table in its order; `#` lines are skipped.
 
-    A CSV of the NASA Exoplanet Archive (a column pl_name) is read as planets.read_catalogue does, under 1 bar of N2.
+    A table of the NASA Exoplanet Archive (a CSV with a column pl_name, a VOTable, or "exosims") is read as
+    planets.read_catalogue does, under 1 bar of N2.
 
     Raises:
         InputError: The file or a column is missing, a column is unknown, a value is no number or outside the ranges of
             variables.PLANET, a name is there twice, or there is no planet.
     """
     path = Path(path)
+    if is_catalogue(path):
+        return [Row(planet, f"{planet.name}.nc", 0.0) for planet in read_catalogue(path)]
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -53,8 +58,6 @@ def read_planets(path: str | Path) -> list[Row]:
     lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("#")]
     reader = csv.DictReader(line for _, line in lines)
     columns = [c.strip() for c in reader.fieldnames or ()]
-    if "pl_name" in columns:
-        return [Row(planet, f"{planet.name}.nc", 0.0) for planet in read_catalogue(path)]
     reader.fieldnames = columns
     for column in NEEDED:
         if column not in columns:
@@ -75,6 +78,18 @@ def read_planets(path: str | Path) -> list[Row]:
     if not rows:
         raise InputError(f"planets={path}: no planet; give a table with at least one line")
     return rows
+
+
+def is_catalogue(path: str | Path) -> bool:
+    """Is it a table of the NASA Exoplanet Archive, which holds planets of all kinds?"""
+    path = Path(path)
+    if str(path) == EXOSIMS or path.suffix in VOTABLES:
+        return True
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return "pl_name" in next((line for line in lines if line and not line.startswith("#")), "").split(",")
 
 
 def _row(place: str, fields: dict[str, str]) -> Row:

