@@ -325,8 +325,9 @@ def chosen(given: argparse.Namespace) -> list[Row]:
         data = [FOLDER]
     else:
         data = _names("data", given.data, DATA)
-        if set(data) & set(public_sets.NAMES) and not Path(given.public).is_dir():
-            raise InputError(f"public={given.public!r}: not a folder; give the one that holds {data[-1]}'s NPZ file")
+        public = [d for d in data if d in public_sets.NAMES]
+        if public and not (given.public and Path(given.public).is_dir()):
+            raise InputError(f"public={given.public!r}: not a folder; give the one that holds {public[0]}'s NPZ file")
     models = _names("models", given.models, tuple(MODELS))
     for name, value, least in (("budget", given.budget, 1), ("seeds", given.seeds, 1), ("jobs", given.jobs, 1)):
         if not value >= least:

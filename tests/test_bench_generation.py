@@ -180,6 +180,7 @@ def test_what_is_no_graph_of_the_set_is_refused(
         (["--models", "ours,gan"], "models='gan': unknown; there are ours,"),
         (["--data", "qm9"], "data='qm9': unknown"),
         (["--data", "planar", "--public", "/nowhere"], "public='/nowhere': not a folder"),
+        (["--data", "metabolic,enzymes"], "public='': not a folder; give the one that holds enzymes's"),
         (["--budget", "0"], "budget=0: must be at least 1"),
         (["--seeds", "0"], "seeds=0"),
         (["--jobs", "0"], "jobs=0"),
