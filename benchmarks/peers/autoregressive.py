@@ -229,7 +229,7 @@ class Autoregressive:
 
 def _breadth_first(joined: Bool[np.ndarray, "N N"], preferred: Int[np.ndarray, " N"]) -> Iterator[int]:
     """Yield nodes breadth first; the preferred one starts every part and is the first of every level."""
-    waiting, queue = list(preferred), []
+    waiting, queue = preferred.tolist(), list[int]()
     while waiting or queue:
         if not queue:
             queue.append(waiting.pop(0))

@@ -21,6 +21,7 @@ from data_pipeline.variables import ENVIRONMENT, standardise
 POSITIONS = 4  # Laplacian eigenvectors a node
 CHECKS = 16  # of the held-out loss while training
 CHECKED = 256  # held-out graphs, at most
+PAIRS = 2**17  # of nodes in a batch, at most: 32 graphs of 64 nodes
 NEVER = -1e9  # logit of what cannot be
 
 
@@ -75,9 +76,9 @@ class Frame:
             if positions:
                 vectors[i, :n] = _eigenvectors(graph.adjacency)
         condition = self.conditions(np.stack([g.condition for g in graphs]))
-        arrays = (torch.from_numpy(a).to(self.device) for a in (mask, labels, adjacency))
+        there, names, joined = (torch.from_numpy(a).to(self.device) for a in (mask, labels, adjacency))
         row = torch.arange(len(graphs), device=self.device)
-        return Padded(*arrays, condition, torch.from_numpy(vectors).to(self.device), row)
+        return Padded(there, names, joined, condition, torch.from_numpy(vectors).to(self.device), row)
 
     def graphs(
         self,
@@ -175,6 +176,15 @@ def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
     )
 
 
+def start_last(net: nn.Sequential, bias: Float[Tensor, " D"]) -> None:
+    """Let a network say `bias` whatever it is told, but for small differences."""
+    last = net[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        nn.init.normal_(last.weight, std=0.02)
+        last.bias.copy_(bias)
+
+
 class Convolutions(nn.Module):
     """Residual graph convolutions over dense matrices, one weight a relation (R-GCN, Schlichtkrull et al. 2018)."""
 
@@ -222,6 +232,8 @@ class NodeSets(nn.Module):
     often as in training.
     """
 
+    log_share: Tensor
+
     def __init__(self, frame: Frame, data: GraphSet, width: int = 128, parts: int = 16) -> None:
         super().__init__()
         self.frame, self.parts = frame, parts
@@ -229,10 +241,8 @@ class NodeSets(nn.Module):
         self.register_buffer("log_share", torch.log(share / share.sum()))
         if frame.named:
             self.net = mlp(frame.condition_width, width, parts * (frame.vocabulary + 1))
-            with torch.no_grad():
-                self.net[-1].weight *= 0.5
-                self.net[-1].bias.copy_(torch.cat([torch.zeros(parts), torch.logit(share).repeat(parts)]))
-                self.net[-1].bias += torch.randn(len(self.net[-1].bias))  # parts start apart
+            start = torch.cat([torch.zeros(parts), torch.logit(share).repeat(parts)])
+            start_last(self.net, start + torch.randn(len(start)))  # the parts start apart
 
     def nats(self, batch: Padded) -> Float[Tensor, " B"]:
         """Return the negative log-likelihood of the node sets."""
@@ -358,12 +368,17 @@ def slices(batch: Padded, size: int, most: int | None = None) -> Iterator[Padded
         yield take(batch, torch.arange(first, min(first + size, len(batch.mask)), device=batch.mask.device))
 
 
-def _batches(training: Padded, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
-    """Return rows of graphs of similar size, every graph once before any comes again."""
+def _batches(training: Padded, most: int, rng: np.random.Generator) -> Iterator[Tensor]:
+    """Return rows of graphs of similar size, every graph once before any comes again; fewer where graphs are large."""
     sizes = training.mask.sum(1).cpu().numpy()
     while True:
         order = np.argsort(sizes + rng.uniform(0, 8, len(sizes)))
-        runs = np.array_split(order, -(-len(order) // size))
+        runs, end = [], len(order)
+        while end > 0:
+            largest = sizes[order[max(end - most, 0) : end]].max()
+            start = max(end - max(min(most, PAIRS // int(largest**2 + 1)), 1), 0)
+            runs.append(order[start:end])
+            end = start
         for i in rng.permutation(len(runs)):
             yield torch.from_numpy(runs[i]).to(training.mask.device)
 

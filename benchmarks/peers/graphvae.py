@@ -46,9 +46,7 @@ class Slots(nn.Module):
         self.posterior = nn.Linear(width + frame.condition_width, 2 * latents)
         outputs = self.slots * (1 + self.kinds) + len(self.first) * frame.states
         self.decoder = mlp(latents + frame.condition_width, 2 * width, outputs)
-        with torch.no_grad():
-            nn.init.normal_(self.decoder[-1].weight, std=0.02)
-            self.decoder[-1].bias.copy_(self._start(data))
+        dense_graphs.start_last(self.decoder, self._start(data))
 
     def _start(self, data: GraphSet) -> Tensor:
         """Return the biases of the decoder at which it says how frequent everything is in training."""
@@ -128,7 +126,10 @@ class Slots(nn.Module):
             slot = _assign(score, batch.mask)
             chosen = F.one_hot(slot, self.slots).float() * batch.mask[..., None]  # B N K
             edges = sum(log_state[..., s] @ chosen.transpose(1, 2) @ one for s, one in enumerate(is_state))
-            value = ((nodes + 0.5 * edges).transpose(1, 2)[rows, torch.arange(count)[None], slot] * batch.mask).sum(1)
+            value = (
+                (nodes + 0.5 * edges).transpose(1, 2)[rows, torch.arange(count, device=slot.device)[None], slot]
+                * batch.mask
+            ).sum(1)
             better = value > best_value
             best, best_value = torch.where(better[:, None], slot, best), torch.maximum(value, best_value)
             score = nodes + edges

@@ -91,9 +91,13 @@ class Modules:
 class FragmentPhase(nn.Module):
     """The fragment of each module, given the graph's latent and the fragments before it."""
 
+    own: Tensor
+    others: Tensor
+    member: Tensor
+
     def __init__(self, modules: Modules, labels: int, inputs: int, width: int) -> None:
         super().__init__()
-        self.modules, codes = modules, int(modules.first[-1])
+        self.catalogue, codes = modules, int(modules.first[-1])
         of_code = torch.from_numpy(np.repeat(np.arange(len(modules.groups)), np.diff(modules.first)))
         self.register_buffer("own", of_code[None] == torch.arange(len(modules.groups))[:, None])  # G x codes
         self.register_buffer("others", torch.tensor([modules.other(m) for m in range(len(modules.groups))]))
@@ -220,19 +224,22 @@ class EdgePhase(nn.Module):
 class TwoPhases(nn.Module):
     """Encoder, latents and both phases."""
 
+    module_of: Tensor
+    label_share: Tensor
+
     def __init__(self, frame: Frame, data: GraphSet, latents: int, width: int) -> None:
         super().__init__()
         self.frame, self.latents = frame, latents
-        self.modules = Modules(data) if frame.named else None
+        self.catalogue = Modules(data) if frame.named else None
         self.sizes = None if frame.named else SizePhase([communities(g) for g in data.train])
         inputs = latents + frame.condition_width
         self.reader = GraphReader(frame, width)
         self.whole, self.each = nn.Linear(2 * width, 2 * latents), nn.Linear(width, 2 * NODE_LATENTS)
         codes = 0
-        if self.modules is not None:
-            codes = int(self.modules.first[-1])
-            self.first_phase = FragmentPhase(self.modules, frame.vocabulary, inputs, width)
-            self.register_buffer("module_of", torch.from_numpy(self.modules.of))
+        if self.catalogue is not None:
+            codes = int(self.catalogue.first[-1])
+            self.first_phase = FragmentPhase(self.catalogue, frame.vocabulary, inputs, width)
+            self.register_buffer("module_of", torch.from_numpy(self.catalogue.of))
         share = dense_graphs.label_shares(frame, data)
         self.register_buffer("label_share", share / share.sum())
         self.second_phase = EdgePhase(frame, codes, inputs, width)
@@ -251,7 +258,7 @@ class TwoPhases(nn.Module):
         own, own_kl = _draw_latent(self.each(x))
         kl = kl + (own_kl * batch.mask).sum(1)
         given = torch.cat([latent, batch.condition], -1)
-        if self.modules is not None:
+        if self.catalogue is not None:
             if share < 1:
                 change = torch.rand(kept.shape, device=kept.device) < OTHER_SHARE
                 kept = torch.where(change, self.first_phase.others, kept)
@@ -286,11 +293,11 @@ class TwoPhases(nn.Module):
         """Return mask, labels and adjacency of new graphs."""
         n, device = len(condition), condition.device
         given = torch.cat([torch.randn(n, self.latents, device=device), condition], -1)
-        codes, inside, part = None, None, None
-        if self.modules is not None:
+        if self.catalogue is not None:
             codes, other = self.first_phase.draw(given)
-            mask, labels, inside = self._assemble(codes, other)
+            mask, labels, inside = self._assemble(self.catalogue, codes, other)
         else:
+            assert self.sizes is not None
             rng = np.random.default_rng(int(torch.randint(2**31, (1,))))
             drawn = [self.sizes.draw(rng, 2 * self.frame.most) for _ in range(n)]
             part = torch.full((n, max(map(sum, drawn))), -1, device=device)
@@ -301,34 +308,34 @@ class TwoPhases(nn.Module):
             inside = torch.zeros(*mask.shape, mask.shape[1], dtype=torch.bool, device=device)
         none = torch.zeros(*mask.shape, 1, device=device)
         batch = Padded(mask, labels, inside, condition, none, torch.arange(n, device=device))
-        same, code, known = self.parts(part, mask) if codes is None else self.tree(batch, codes)
+        same, code, known = self.parts(part, mask) if self.catalogue is None else self.tree(batch, codes)
         own = torch.randn(*mask.shape, NODE_LATENTS, device=device)
         logits = self.second_phase(batch, inside, same, code, own, given)
         drawn_edges = self.frame.joined(draw(logits))
         return mask, labels, torch.where(known, inside, drawn_edges) & self.frame.possible(mask, labels)
 
     def _assemble(
-        self, codes: Int[Tensor, "n G"], other: Bool[Tensor, "n M"]
+        self, catalogue: Modules, codes: Int[Tensor, "n G"], other: Bool[Tensor, "n M"]
     ) -> tuple[Bool[Tensor, "n N"], Int[Tensor, "n N"], Bool[Tensor, "n N N"]]:
         """Return mask, labels and the edges inside known fragments."""
         there = other.cpu().numpy().copy()
         edges = []
-        for i, row in enumerate(codes.tolist()):
+        for graph, row in enumerate(codes.tolist()):
             for m, code in enumerate(row):
-                if code == self.modules.other(m):
+                if code == catalogue.other(m):
                     continue
-                labels, pairs = self.modules.known[m][code - int(self.modules.first[m])]
-                there[i, list(labels)] = True
-                edges += [(i, a, b) for a, b in pairs]
+                members, pairs = catalogue.known[m][code - int(catalogue.first[m])]
+                there[graph, list(members)] = True
+                edges += [(graph, a, b) for a, b in pairs]
         chosen = torch.from_numpy(there).to(codes.device)
         mask, labels = dense_graphs.present(chosen, self.label_share.expand(len(codes), -1))
         place = torch.zeros(chosen.shape, dtype=torch.long, device=codes.device)
-        b, i = mask.nonzero(as_tuple=True)
-        place[b, labels[b, i]] = i
+        filled, at = mask.nonzero(as_tuple=True)
+        place[filled, labels[filled, at]] = at
         inside = torch.zeros(*mask.shape, mask.shape[1], dtype=torch.bool, device=codes.device)
         if edges:
-            row, source, target = torch.tensor(edges, device=codes.device).T
-            inside[row, place[row, source], place[row, target]] = True
+            which, source, target = torch.tensor(edges, device=codes.device).T
+            inside[which, place[which, source], place[which, target]] = True
         return mask, labels, inside
 
 
@@ -384,15 +391,15 @@ class JunctionTree:
         with dense_graphs.seeded(0, self.device):
             batches = dense_graphs.slices(self.frame.pad(graphs), CHUNK)
             nats = float(torch.cat([self.net.loss(b, kept[b.row], 1.0) for b in batches]).double().mean())
-        if self.frame.named:
+        if self.net.sizes is None:
             return nats
         return nats + float(
             np.mean([self.net.sizes.nats(communities(g)) + math.lgamma(len(g.labels) + 1) for g in graphs])
         )
 
     def _kept(self, graphs: Sequence[Graph]) -> Int[Tensor, "n K"]:
-        if self.net.modules is not None:
-            return torch.from_numpy(self.net.modules.codes(graphs)).to(self.device)
+        if self.net.catalogue is not None:
+            return torch.from_numpy(self.net.catalogue.codes(graphs)).to(self.device)
         table = np.full((len(graphs), max(len(g.labels) for g in graphs) + 4), -1, np.int64)
         for i, graph in enumerate(graphs):
             table[i, : len(graph.labels)] = communities(graph)
