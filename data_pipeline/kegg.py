@@ -1,19 +1,21 @@
 """Turn KEGG pathways (KGML), SBML models and edge tables into NPZ graphs, and back into an edge table.
 
-`python -m data_pipeline.kegg SOURCE --out DIR [--environments env_vectors.csv]`: SOURCE is a .kgml or SBML .xml file, a
-folder of them, or an edges.csv with the columns reaction, substrate, product; train on DIR with data.graphs. With a
-folder of NPZ graphs as SOURCE and a .csv as --out, the edge table is written. Nothing of KEGG is shipped: its files are
-under KEGG's own terms.
+`python -m data_pipeline.kegg SOURCE --out DIR [--environments env_vectors.csv]`: SOURCE is a .kgml or SBML .xml file
+(or .xml.gz), a folder of them, or an edges.csv with the columns reaction, substrate, product; train on DIR with
+data.graphs. With a folder of NPZ graphs as SOURCE and a .csv as --out, the edge table is written. Nothing of KEGG is
+shipped: its files are under KEGG's own terms.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import io
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -81,9 +83,12 @@ def read_environments(path: Path) -> dict[str, np.ndarray]:
     found = {}
     for number, row in _rows(path, ENVIRONMENT_COLUMNS):
         try:
-            found[row["pathway"]] = np.array([float(row[name]) for name in ENVIRONMENT_COLUMNS[1:]], np.float32)
+            values = np.array([float(row[name]) for name in ENVIRONMENT_COLUMNS[1:]], np.float32)
         except (TypeError, ValueError):
-            raise InputError(f"{path}, line {number}: {row} holds something that is no number; fill it in") from None
+            values = np.array([np.nan])
+        if not np.isfinite(values).all():
+            raise InputError(f"{path}, line {number}: {row} holds something that is no number; fill it in")
+        found[row["pathway"]] = values
     return found
 
 
@@ -94,8 +99,9 @@ def read_xml(path: Path) -> dict[str, GraphSample]:
         InputError: It is neither, or cannot be read.
     """
     try:
-        root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            root = ElementTree.parse(file).getroot()
+    except (OSError, EOFError, zlib.error, ElementTree.ParseError) as error:
         raise InputError(f"{path}: cannot be read as XML ({error}); give a KGML or SBML file") from error
     kind = _local(root.tag)
     if kind == "pathway":
@@ -108,19 +114,20 @@ def read_xml(path: Path) -> dict[str, GraphSample]:
 
 def _kgml_edges(root: ElementTree.Element) -> Iterable[Edge]:
     for reaction in root.iter("reaction"):
-        sides = [[e.get("name", "").split()[0].removeprefix("cpd:") for e in reaction.iter(s) if e.get("name")]
-                 for s in ("substrate", "product")]  # fmt: skip
+        names = [[e.get("name", "").split()[:1] for e in reaction.iter(side)] for side in ("substrate", "product")]
+        sides = [[name[0].removeprefix("cpd:") for name in side if name] for side in names]
         yield from both_ways(*sides, reversible=reaction.get("type") == "reversible")
 
 
 def _sbml_edges(root: ElementTree.Element) -> Iterable[Edge]:
+    """Yield the edges of a model. What does not say is reversible: SBML level 2 has it so, level 3 must say."""
     for reaction in (e for e in root.iter() if _local(e.tag) == "reaction"):
         sides: dict[str, list[str]] = {"listOfReactants": [], "listOfProducts": []}
         for side in reaction:
             if _local(side.tag) in sides:
                 species = [re.sub(r"^M_", "", e.get("species", "")) for e in side if e.get("species")]
                 sides[_local(side.tag)] = [name for name in species if base_of(name) not in CURRENCY]
-        yield from both_ways(*sides.values(), reversible=reaction.get("reversible", "false") == "true")
+        yield from both_ways(*sides.values(), reversible=reaction.get("reversible", "true") in ("true", "1"))
 
 
 def both_ways(substrates: Sequence[str], products: Sequence[str], *, reversible: bool) -> Iterable[Edge]:
@@ -139,13 +146,20 @@ def _local(tag: str) -> str:
 
 def _rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     try:
-        reader = csv.DictReader(io.StringIO(path.read_text()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))  # spreadsheets write a mark first
+        rows = list(enumerate(reader, 2))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give a table of comma-separated values") from None
     missing = [name for name in columns if name not in (reader.fieldnames or ())]
     if missing:
-        raise InputError(f"{path}: column {missing[0]} is missing; it must have {', '.join(columns)}")
-    return list(enumerate(reader, 2))
+        found = ", ".join(reader.fieldnames or ()) or "none"
+        raise InputError(
+            f"{path}: column {missing[0]} is missing; it must have {', '.join(columns)}, with commas; found: {found}"
+        )
+    for number, row in rows:
+        if None in row:
+            raise InputError(f"{path}, line {number}: more values than columns; put names that hold a comma in quotes")
+    return rows
 
 
 # --- writers ---------------------------------------------------------------------------------------------------------
@@ -158,22 +172,37 @@ def write_graphs(
         graphs: By name.
         out: Folder.
         environments: By name; without a table the graphs have no environment.
+
+    Raises:
+        InputError: No graph can be written, two would have one file name, or the folder cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    left_out = []
-    for name, graph in graphs.items():
-        if not 2 <= len(graph.metabolites) <= MAX_METABOLITES:
-            left_out.append(name)
-            continue
-        none = np.zeros(0, np.float32)
-        default = none if environments is None else np.array(DEFAULT_ENVIRONMENT, np.float32)
+    left_out = [name for name, graph in graphs.items() if not 2 <= len(graph.metabolites) <= MAX_METABOLITES]
+    if len(left_out) == len(graphs):
+        raise InputError(
+            f"none of {len(graphs)} graphs has an edge and at most {MAX_METABOLITES} metabolites; nothing written"
+        )
+    files: dict[str, str] = {}
+    for name in (name for name in graphs if name not in set(left_out)):
         safe = re.sub(r"[^\w.-]", "_", name)
-        write_npz(out / f"{safe}.npz", graph, (environments or {}).get(name, default))
-    return len(graphs) - len(left_out), left_out
+        if safe in files:
+            raise InputError(f"graphs {files[safe]!r} and {name!r} would both be {safe}.npz; rename one")
+        files[safe] = name
+    default = np.array((), np.float32) if environments is None else np.array(DEFAULT_ENVIRONMENT, np.float32)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for safe, name in files.items():
+            write_npz(out / f"{safe}.npz", graphs[name], (environments or {}).get(name, default))
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror}); give another folder") from error
+    return len(files), left_out
 
 
 def write_edges(folder: Path, out: Path) -> int:
-    """Write the edge table of a folder of NPZ graphs; return the number of edges."""
+    """Write the edge table of a folder of NPZ graphs; return the number of edges.
+
+    Raises:
+        InputError: The folder holds no graph or one that cannot be read, or the table cannot be written.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(EDGE_COLUMNS)
@@ -182,7 +211,10 @@ def write_edges(folder: Path, out: Path) -> int:
         for substrate, product in graph.edge_index.T:
             writer.writerow((name, graph.metabolites[substrate], graph.metabolites[product]))
             count += 1
-    write_bytes(out, buffer.getvalue().encode())
+    try:
+        write_bytes(out, buffer.getvalue().encode())
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror}); give another file") from error
     return count
 
 
@@ -193,10 +225,14 @@ def read_any(source: Path) -> dict[str, GraphSample]:
         InputError: There is nothing to read, or a file cannot be read.
     """
     if source.is_dir():
-        files = sorted(p for p in source.iterdir() if p.suffix in (".xml", ".kgml", ".sbml"))
+        files = sorted(p for p in source.iterdir() if {".xml", ".kgml", ".sbml"} & set(p.suffixes[-2:]))
         if not files:
             raise InputError(f"{source}: no .xml, .kgml or .sbml file in it")
-        return {name: graph for file in files for name, graph in read_xml(file).items()}
+        found: dict[str, GraphSample] = {}
+        for file in files:
+            for name, graph in read_xml(file).items():  # exporters call many models "model"
+                found[name if name not in found else f"{name}-{file.name.partition('.')[0]}"] = graph
+        return found
     return read_edges(source) if source.suffix == ".csv" else read_xml(source)
 
 
@@ -209,13 +245,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.out.suffix == ".csv":
+            if not given.source.is_dir():
+                raise InputError(
+                    f"--out {given.out}: an edge table is written from a folder of NPZ graphs; give a folder"
+                )
             print(f"{write_edges(given.source, given.out)} edges in {given.out}")
             return 0
         environments = read_environments(given.environments) if given.environments else None
-        written, left_out = write_graphs(read_any(given.source), given.out, environments)
+        graphs = read_any(given.source)
+        written, left_out = write_graphs(graphs, given.out, environments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if strangers := sorted(set(environments or ()) - set(graphs)):
+        print(f"{given.environments}: no graph is called {', '.join(strangers[:10])}", file=sys.stderr)
     if left_out:
         print(f"left out (no edge, or over {MAX_METABOLITES} metabolites): {', '.join(left_out[:10])}", file=sys.stderr)
     print(f"{written} graphs in {given.out}; train on them with --set data.graphs={given.out}")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,13 @@ def test_graphs_that_are_too_large_or_empty_are_left_out_by_name(
         ("a.xml", "<pathway", "cannot be read as XML"),
         ("a.xml", "<html/>", "<html> is neither a KGML <pathway> nor <sbml>"),
         ("none.csv", None, "none.csv: cannot be read"),
+        ("a.csv", "reaction;substrate;product\n", "with commas; found: reaction;substrate;product"),
+        (
+            "a.csv",
+            "reaction,substrate,product\nr,2,3-diol,A\n",
+            "line 2: more values than columns; put names that hold a",
+        ),
+        ("a.xml.gz", "no archive", "cannot be read as XML"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_and_exit_code_2(
@@ -121,6 +130,54 @@ def test_what_cannot_be_read_is_one_line_and_exit_code_2(
 def test_an_empty_folder_and_an_environment_that_is_no_number_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no .xml, .kgml or .sbml file in it"):
         kegg.read_any(tmp_path)
-    (tmp_path / "env.csv").write_text("pathway,pH,temp,O2,redox\nmap1,neutral,330,0.0,-0.3\n")
-    with pytest.raises(InputError, match="env.csv, line 2: .* holds something that is no number"):
-        kegg.read_environments(tmp_path / "env.csv")
+    for value in ("neutral", "nan"):
+        (tmp_path / "env.csv").write_text(f"pathway,pH,temp,O2,redox\nmap1,{value},330,0.0,-0.3\n")
+        with pytest.raises(InputError, match="env.csv, line 2: .* holds something that is no number"):
+            kegg.read_environments(tmp_path / "env.csv")
+
+
+def test_a_table_of_a_spreadsheet_and_a_compressed_model_are_read(tmp_path: Path) -> None:
+    (tmp_path / "edges.csv").write_bytes(b"\xef\xbb\xbfreaction,substrate,product\nr,A,B\n")
+    assert edges(kegg.read_any(tmp_path / "edges.csv")["r"]) == {("A", "B", 1)}
+    (tmp_path / "toy.xml.gz").write_bytes(gzip.compress(SBML.encode()))
+    assert len(edges(kegg.read_any(tmp_path)["toy"])) == 3
+
+
+def test_two_models_of_one_name_are_both_kept(tmp_path: Path) -> None:
+    for name in ("a.xml", "b.xml"):
+        (tmp_path / name).write_text(SBML)
+    assert list(kegg.read_any(tmp_path)) == ["toy", "toy-b"]
+
+
+def test_a_reaction_that_does_not_say_is_reversible_and_a_nameless_compound_is_none(tmp_path: Path) -> None:
+    (tmp_path / "level2.xml").write_text(SBML.replace(' reversible="false"', ""))
+    assert ("fdp_c", "f6p_c", 2) in edges(kegg.read_any(tmp_path / "level2.xml")["toy"])
+    (tmp_path / "a.kgml").write_text(KGML.replace('name="cpd:C05345"', 'name=" "'))
+    assert edges(kegg.read_any(tmp_path / "a.kgml")["eco00010"]) == {("C00267", "C00668", 1)}
+
+
+@pytest.mark.parametrize(
+    ("lines", "out", "complaint"),
+    [
+        ("loop,A,A", "npz", "none of 1 graphs has an edge and at most 64 metabolites"),
+        ("r 1,A,B\nr/1,B,C", "npz", "graphs 'r 1' and 'r/1' would both be r_1.npz; rename one"),
+        ("r,A,B", "edges.csv/npz", "cannot be written .* give another folder"),
+        ("r,A,B", "back.csv", "an edge table is written from a folder"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line_and_exit_code_2(
+    tmp_path: Path, lines: str, out: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "edges.csv").write_text(f"reaction,substrate,product\n{lines}\n")
+    assert kegg.main([str(tmp_path / "edges.csv"), "--out", str(tmp_path / out)]) == 2
+    assert re.search(complaint, capsys.readouterr().err)
+
+
+def test_a_table_that_cannot_be_written_and_an_environment_of_no_graph_are_named(
+    tables: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables[1].write_text("pathway,pH,temp,O2,redox\nMap1,6.8,330,0.0,-0.3\n")
+    assert kegg.main([str(tables[0]), "--environments", str(tables[1]), "--out", str(tmp_path / "npz")]) == 0
+    assert "no graph is called Map1" in capsys.readouterr().err
+    assert kegg.main([str(tmp_path / "npz"), "--out", str(tmp_path / "none" / "back.csv")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
