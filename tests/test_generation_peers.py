@@ -14,7 +14,7 @@ import torch
 from benchmarks.graph_sets import Generator, Graph, GraphSet
 from benchmarks.peers import dense_graphs
 from benchmarks.peers.autoregressive import Autoregressive
-from benchmarks.peers.digress import Digress
+from benchmarks.peers.digress import Digress, Noise
 from benchmarks.peers.graphite import Graphite
 from benchmarks.peers.graphvae import GraphVAE
 from benchmarks.peers.junction_tree import JunctionTree
@@ -140,3 +140,36 @@ def test_the_mask_forbids_and_can_be_left_out(peer: Callable[..., Generator]) ->
         model = learned(partial(peer, use_mask=use_mask), named_set(allowed), 20)
         drawn = [edge for g in model.sample(np.stack([COLD, WARM] * 20), 0) for edge in edges_of(g)]
         assert (("a", "b") in drawn) is not use_mask
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("peer", PEERS)
+def test_what_a_bound_promises_to_all_graphs_together_is_at_most_certainty(
+    peer: Callable[..., Generator], named: bool
+) -> None:
+    """The graphs of at most two nodes; a bound that lacks a term would promise more than a probability of one."""
+    one, none = np.zeros((1, 1), bool), np.zeros(0, np.float32)
+    graphs = [Graph(np.array([i]), one, none) for i in range(1 + named)]
+    for forward, backward in itertools.product((False, True), repeat=2):
+        if named or forward == backward:
+            graphs.append(Graph(np.arange(2) * named, np.array([[False, forward], [backward, False]]), none))
+    data = GraphSet(
+        name="all", directed=named, vocabulary=LETTERS[: 1 + named], named=named, allowed=None,
+        train=tuple(graphs) * 4, held_out=tuple(graphs), test=tuple(graphs),
+    )  # fmt: skip
+    model = learned(peer, data, 150 if peer is SMALL else 20)
+    promised = sum(math.exp(-model.bound_nats([g] * 200)) for g in graphs)
+    if named and peer in SYMMETRIC:
+        assert math.isnan(promised)
+    else:
+        assert 0.05 < promised < 1.03  # the mean of 200 draws
+
+
+def test_the_step_back_of_a_diffusion_is_bayes_rule() -> None:
+    noise, share = Noise(10), torch.tensor([0.7, 0.2, 0.1])
+    t, kept = torch.tensor([4]), noise.kept
+    one, two = (k * torch.eye(3) + (1 - k) * share for k in (kept[4] / kept[3], kept[3]))  # rows: from, columns: to
+    for clean, noisy in itertools.product(range(3), repeat=2):
+        expected = two[clean] * one[:, noisy]
+        found = noise.before(torch.eye(3)[clean][None], torch.eye(3)[noisy][None], share, t)[0]
+        assert torch.allclose(found, expected / expected.sum(), atol=1e-6)
