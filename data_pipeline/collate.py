@@ -139,11 +139,16 @@ def _padded(size: int) -> int:
 
 def _graphs(rows: Sequence[Row], max_nodes: int | None) -> GraphBatch:
     graphs = [row.graph() for row in rows]
+    for row, graph in zip(rows, graphs, strict=True):
+        if max_nodes is not None and len(graph.metabolites) > max_nodes:
+            raise InputError(f"{row.sample_id}: {len(graph.metabolites)} metabolites exceed nodes={max_nodes}")
+    return graph_batch(graphs, max_nodes)
+
+
+def graph_batch(graphs: Sequence[GraphSample], nodes: int | None = None) -> GraphBatch:
+    """Pad graphs to `nodes` nodes; by default to those of the largest, rounded up to MULTIPLE."""
     sizes = [len(graph.metabolites) for graph in graphs]
-    nodes = _padded(max(sizes)) if max_nodes is None else max_nodes
-    for row, size in zip(rows, sizes, strict=True):
-        if size > nodes:
-            raise InputError(f"{row.sample_id}: {size} metabolites exceed {nodes=}")
+    nodes = _padded(max(sizes)) if nodes is None else nodes
     mask = np.arange(nodes) < np.array(sizes)[:, None]
     index, features, positional = (
         np.zeros((*mask.shape, *shape), dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -293,11 +294,12 @@ def graph_terms(
     supplied = (graph.features[..., SUPPLIED] > 0.5).float()
     supplied_loss = F.binary_cross_entropy_with_logits(output.supplied_logits, supplied, reduction="none")
     has_graph = real.any(1)
-    node_total = (node_loss * output.node_weight).mean(1)[has_graph].sum() + supplied_loss[real].sum()
+    node_total = _sum((node_loss * output.node_weight).mean(1), has_graph) + _sum(supplied_loss, real)
 
     state = decoder.pair_state(graph.adjacency)
     exists = state > 0
-    weighted = output.pair_logits + output.pair_logits.new_tensor([1.0, *[decoder.POSITIVE_WEIGHT] * 3]).log()
+    more = math.log(decoder.POSITIVE_WEIGHT)
+    weighted = torch.cat([output.pair_logits[..., :1], output.pair_logits[..., 1:] + more], dim=-1)
     pair_loss = F.cross_entropy(weighted.permute(0, 3, 1, 2), state, reduction="none")
     pair_loss = pair_loss * torch.where(exists, decoder.POSITIVE_WEIGHT, 1.0) * output.pair_weight
 
@@ -316,13 +318,18 @@ def graph_terms(
         return Term(total.float(), nodes)
 
     return {
-        "graph/edges": per_node(pair_loss[present].sum()),
+        "graph/edges": per_node(_sum(pair_loss, present)),
         "graph/nodes": per_node(node_total),
-        "graph/edge_types": Term(type_loss[edges].sum(), edges.sum().float()),
-        "graph/kl": per_node(output.kl_charged_nats[has_graph].sum()),
-        "graph/valence": per_node(valence[real].sum()),
-        "graph/mass_balance": per_node(balance[real].sum()),
+        "graph/edge_types": Term(_sum(type_loss, edges), edges.sum().float()),
+        "graph/kl": per_node(_sum(output.kl_charged_nats, has_graph)),
+        "graph/valence": per_node(_sum(valence, real)),
+        "graph/mass_balance": per_node(_sum(balance, real)),
     }
+
+
+def _sum(values: Tensor, counted: Tensor) -> Tensor:
+    """Add the values where `counted`, which covers their leading axes (indexing would make the host wait for a GPU)."""
+    return torch.where(counted.view(*counted.shape, *[1] * (values.dim() - counted.dim())), values, 0.0).sum()
 
 
 def _pad(t: Tensor, nodes: int) -> Tensor:

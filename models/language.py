@@ -173,12 +173,14 @@ class LanguageModel(nn.Module):
         at = places + packing.starts[:-1, None]
         embedded = splice(words, tokens.to(words.dtype), description, readable)
         taps = {self.read_after: embedded}
+        # What needs numbers on the host comes before the decoder, or the host would wait for all of its layers.
+        longest = max(int(description.max()), 1)
+        answered = (label_ids[:, 1:] != -100).nonzero(as_tuple=True)
         hidden = self.causal(embedded, places[readable], packing, taps=taps)
 
-        longest = max(int(description.max()), 1)
         real = torch.arange(longest, device=rows.device) < description[:, None]
         states = taps[self.read_after].index_select(0, at[:, :longest].flatten()).unflatten(0, real.shape)
-        return _Description(states, real), *self._answer(hidden, at, label_ids, description, prefix.shape[1])
+        return _Description(states, real), *self._answer(hidden, at, label_ids, answered, description, prefix.shape[1])
 
     def _prefix_embeddings(self, prefix: Float[Tensor, "R T d"]) -> Float[Tensor, "R T h"]:
         return _EMBEDDING_SCALE * self.prefix_norm(self.prefix(prefix.to(self.prefix.weight.dtype)))
@@ -188,12 +190,15 @@ class LanguageModel(nn.Module):
         hidden: Float[Tensor, "N h"],
         at: Int[Tensor, "R M"],
         label_ids: Int[Tensor, "R L"],
+        answered: tuple[Tensor, ...],
         description: Int[Tensor, " R"],
         prefix: int,
     ) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
-        """Return summed nats and number of answer tokens; only the places that foresee one go through the head."""
-        row, place = (label_ids[:, 1:] != -100).nonzero(as_tuple=True)
-        place = place + 1
+        """Return summed nats and number of answer tokens; only the places that foresee one go through the head.
+
+        `answered` holds row and column - 1 of each answer token.
+        """
+        row, place = answered[0], answered[1] + 1
         weight = torch.ones(len(row), device=hidden.device)
         # One more place with weight 0: the head must run on a rank that has no answer at all.
         row, place = (torch.cat([x, x.new_zeros(1)]) for x in (row, place))
