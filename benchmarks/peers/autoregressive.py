@@ -9,6 +9,7 @@ unnamed nodes is drawn first, as often as in training; named graphs end when the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -29,17 +30,24 @@ ROWS = 4  # prefixes of a graph in a training step
 class Step(nn.Module):
     """The next node and its edges, given the graph so far."""
 
-    def __init__(self, frame: Frame, width: int, layers: int, mixture: int) -> None:
+    def __init__(self, frame: Frame, data: GraphSet, width: int, layers: int, mixture: int) -> None:
         super().__init__()
         self.frame, self.mixture = frame, mixture
         self.label = nn.Embedding(frame.vocabulary, width)
         # Beside its label, a node tells whether it is the new one, its degrees and how long ago it came; all of them
         # are told the condition and how many nodes are still to come (0 where that is not known).
         self.graph = Convolutions(width + 4 + 2 + frame.condition_width, width, 4, layers)
-        self.name = mlp(2 * width, width, frame.vocabulary + 1)  # the last one: stop
+        self.name = mlp(2 * width + frame.vocabulary, 2 * width, frame.vocabulary + 1)  # the last one: stop
         self.query, self.key = nn.Linear(2 * width, width), nn.Linear(width, width)
         self.edges = mlp(3 * width, width, mixture * frame.states)
         self.weights = mlp(3 * width, width, mixture)
+        share = torch.cat([label_shares(frame, data), torch.ones(1)])
+        dense_graphs.start_last(self.name, torch.log(share), std=0.05)
+        joined = sum(int(g.adjacency.sum()) for g in data.train) + 1
+        pairs = sum(len(g.labels) * (len(g.labels) - 1) for g in data.train) + 2
+        state = torch.full((frame.states,), math.log(joined / pairs))
+        state[0] = 0.0
+        dense_graphs.start_last(self.edges, state.repeat(mixture), std=0.05)
 
     def read(self, batch: Padded, at: Int[Tensor, " B"], sizes: Int[Tensor, " B"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the states of all nodes, of the new node `at` (label unseen) and the mean of the earlier ones."""
@@ -72,12 +80,12 @@ class Step(nn.Module):
         self, here: Tensor, pooled: Tensor, batch: Padded, at: Int[Tensor, " B"], sizes: Int[Tensor, " B"]
     ) -> Float[Tensor, "B M"]:
         """Return log-probabilities of the next label; the last one is to stop. A name comes once."""
-        logits = self.name(torch.cat([here, pooled], -1))
+        before = (torch.arange(batch.mask.shape[1], device=at.device)[None] < at[:, None]) & batch.mask
+        used = dense_graphs.presence(batch._replace(mask=before), self.frame.vocabulary)
+        logits = self.name(torch.cat([here, pooled, used], -1))
         if self.frame.named:
-            before = (torch.arange(batch.mask.shape[1], device=at.device)[None] < at[:, None]) & batch.mask
-            used = dense_graphs.presence(batch._replace(mask=before), self.frame.vocabulary) > 0
             start = at[:, None] == 0
-            logits = logits.masked_fill(torch.cat([used, start], 1), NEVER)
+            logits = logits.masked_fill(torch.cat([used > 0, start], 1), NEVER)
         else:  # the number of nodes is known
             stop = (at >= sizes)[:, None]
             logits = torch.cat([logits[:, :-1].masked_fill(stop, NEVER), torch.where(stop, 0.0, NEVER)], 1)
@@ -102,9 +110,10 @@ class Step(nn.Module):
     def nats(self, batch: Padded, at: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Return the negative log-likelihood of node `at` of each graph, or of the stop after the last one."""
         sizes = batch.mask.sum(1)
+        batch = _until(batch, int(at.max()))  # what comes later is not read
         rows = torch.arange(len(at), device=at.device)
         last = at >= sizes
-        label = batch.labels[rows, at.clamp(max=batch.mask.shape[1] - 1)]
+        label = batch.labels[rows, at]
         given = sizes * (not self.frame.named)
         x, here, pooled = self.read(batch, at, given)
         named = self.names(here, pooled, batch, at, given)[rows, torch.where(last, self.frame.vocabulary, label)]
@@ -131,7 +140,7 @@ class Autoregressive:
         rng = np.random.default_rng(seed)
         self.frame = Frame(data, self.device, self.use_mask)
         self.rank = label_shares(self.frame, data).numpy()
-        self.net = Step(self.frame, *self.size).to(self.device)
+        self.net = Step(self.frame, data, *self.size).to(self.device)
         repeat = 1 if data.named else ORDERS
         ordered = [self._ordered(g, rng) for g in data.train for _ in range(repeat)]
         held_out = [self._ordered(g, rng) for g in data.held_out or data.train]
@@ -168,13 +177,13 @@ class Autoregressive:
         return total / len(graphs)
 
     def _loss(self, batch: Padded, share: float) -> Float[Tensor, " B"]:
-        sizes = batch.mask.sum(1)
-        ends = sizes + int(self.frame.named)  # the stop of a named graph is learned too
+        ends = batch.mask.sum(1) + int(self.frame.named)  # the stop of a named graph is learned too
         batch = _with_room(batch)
-        many = Padded(*(t.repeat_interleave(ROWS, 0) for t in batch))
-        cut = torch.rand(len(sizes), ROWS, device=sizes.device) + torch.arange(ROWS, device=sizes.device)
-        at = (cut / ROWS * ends[:, None]).long().clamp(max=ends[:, None] - 1)  # one of each quarter
-        return self.net.nats(many, at.flatten()).view(-1, ROWS).mean(1) * ends
+        total = torch.zeros(len(ends), device=ends.device)
+        for part in range(ROWS):  # one row of each quarter: the first ones are small
+            at = ((part + torch.rand(len(ends), device=ends.device)) / ROWS * ends).long()
+            total = total + self.net.nats(batch, torch.minimum(at, ends - 1))
+        return total * ends / ROWS
 
     def _draw(
         self, condition: Float[Tensor, "n C"]
@@ -191,15 +200,7 @@ class Autoregressive:
             if not going.any():
                 break
             live = going.nonzero()[:, 0]
-            width = at + 1
-            batch = Padded(
-                whole.mask[live, :width],
-                whole.labels[live, :width],
-                whole.adjacency[live, :width, :width],
-                condition[live],
-                whole.positions[live, :width],
-                live,
-            )
+            batch = _until(_some(whole, going), at)
             place = torch.full_like(live, at)
             x, here, pooled = self.net.read(batch, place, sizes[live])
             label = dense_graphs.draw(self.net.names(here, pooled, batch, place, sizes[live]))
@@ -247,6 +248,17 @@ def _with_room(batch: Padded) -> Padded:
         labels=F.pad(batch.labels, (0, 1)),
         adjacency=F.pad(batch.adjacency, (0, 1, 0, 1)),
         positions=F.pad(batch.positions, (0, 0, 0, 1)),
+    )
+
+
+def _until(batch: Padded, last: int) -> Padded:
+    """Return the graphs without the places after `last`."""
+    end = last + 1
+    return batch._replace(
+        mask=batch.mask[:, :end],
+        labels=batch.labels[:, :end],
+        adjacency=batch.adjacency[:, :end, :end],
+        positions=batch.positions[:, :end],
     )
 
 

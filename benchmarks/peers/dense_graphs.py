@@ -176,12 +176,12 @@ def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
     )
 
 
-def start_last(net: nn.Sequential, bias: Float[Tensor, " D"]) -> None:
+def start_last(net: nn.Sequential, bias: Float[Tensor, " D"], std: float = 0.02) -> None:
     """Let a network say `bias` whatever it is told, but for small differences."""
     last = net[-1]
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
-        nn.init.normal_(last.weight, std=0.02)
+        nn.init.normal_(last.weight, std=std)
         last.bias.copy_(bias)
 
 
