@@ -36,7 +36,8 @@ def read_npz(path: str | Path) -> tuple[GraphSample, np.ndarray | None]:
     """Read one graph and its environment; None when the file has none of the length of variables.ENVIRONMENT.
 
     Only `adj` is needed. Nodes without names are n0, n1, ...; edges without types are of type 1; features that are
-    absent or of another length are zeros. metabolite_index is 0 until a vocabulary is given.
+    absent or of another length are zeros; a node that is joined to itself has no such edge. metabolite_index is 0 until
+    a vocabulary is given.
 
     Raises:
         InputError: The file is no NPZ, would need pickle, or its arrays do not fit together.
@@ -45,17 +46,22 @@ def read_npz(path: str | Path) -> tuple[GraphSample, np.ndarray | None]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         meta = json.loads(str(arrays["meta"][()])) if "meta" in arrays else {}
-        adjacency = arrays["adj"] != 0
+        given = arrays["adj"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"graph={path}: not an NPZ with `adj` and JSON `meta` ({error}); write it without pickle"
         ) from error
-    nodes = len(adjacency)
-    if adjacency.shape != (nodes, nodes) or not 1 <= nodes <= MAX_METABOLITES:
+    meta = meta if isinstance(meta, dict) else {}
+    for name in {"adj", "edge_type", "x", "env"} & set(arrays):
+        if arrays[name].dtype.kind not in "biuf" or not np.isfinite(arrays[name]).all():
+            raise InputError(f"graph={path}: {name} holds what is no finite real number; fill it in")
+    nodes = len(given) if given.ndim == 2 else 0
+    if given.shape != (nodes, nodes) or not 1 <= nodes <= MAX_METABOLITES:
         raise InputError(
-            f"graph={path}: adj has shape {adjacency.shape}; it must be N x N with N from 1 to {MAX_METABOLITES}"
+            f"graph={path}: adj has shape {given.shape}; it must be N x N with N from 1 to {MAX_METABOLITES}"
         )
-    names = [str(n) for n in (meta.get("nodes") if isinstance(meta, dict) else None) or (f"n{i}" for i in range(nodes))]
+    adjacency = (given != 0) & ~np.eye(nodes, dtype=bool)
+    names = _names(meta, "nodes") or [f"n{i}" for i in range(nodes)]
     if len(names) != nodes or len(set(names)) != nodes:
         raise InputError(
             f"graph={path}: meta.nodes holds {len(set(names))} different names for {nodes} nodes; name each node"
@@ -69,8 +75,6 @@ def read_npz(path: str | Path) -> tuple[GraphSample, np.ndarray | None]:
     if features.shape != (nodes, len(NODE_FEATURES)):
         features = np.zeros((nodes, len(NODE_FEATURES)), np.float32)
     environment = np.asarray(arrays.get("env", np.zeros(0)), np.float32).ravel()
-    if not np.isfinite(features).all() or not np.isfinite(environment).all():
-        raise InputError(f"graph={path}: x or env holds numbers that are not finite; fill them in")
     graph = GraphSample(
         metabolites=tuple(names),
         metabolite_index=np.zeros(nodes, np.int64),
@@ -79,9 +83,14 @@ def read_npz(path: str | Path) -> tuple[GraphSample, np.ndarray | None]:
         edge_index=edge_index,
         edge_type=edge_type,
         organism=str(meta.get("organism", "")),
-        nutrients=tuple(meta.get("nutrients", ())),
+        nutrients=tuple(_names(meta, "nutrients")),
     )
     return graph, environment if environment.shape == (len(ENVIRONMENT),) else None
+
+
+def _names(meta: dict[str, Any], key: str) -> list[str]:
+    found = meta.get(key)
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def read_folder(folder: str | Path) -> list[tuple[str, GraphSample, np.ndarray | None]]:

@@ -46,13 +46,25 @@ def test_a_legacy_file_needs_no_types_features_or_matching_environment(tmp_path:
         ({"adj": np.ones((2, 3))}, r"adj has shape \(2, 3\)"),
         ({"adj": np.zeros((65, 65))}, "N from 1 to 64"),
         ({"adj": np.eye(2), "meta": np.array('{"nodes": ["a", "a"]}')}, "1 different names for 2 nodes"),
-        ({"adj": np.eye(2), "edge_type": 9 * np.eye(2)}, "edge_type must be N x N and 1 to 3"),
-        ({"adj": np.eye(2), "env": np.array([np.nan])}, "not finite"),
+        ({"adj": np.array(1)}, r"adj has shape \(\)"),
+        ({"adj": np.ones((2, 2)), "edge_type": 9 * np.ones((2, 2))}, "edge_type must be N x N and 1 to 3"),
+        ({"adj": np.eye(2), "env": np.array([np.nan])}, "env holds what is no finite real number"),
+        ({"adj": np.array([[0, np.nan], [0, 0]])}, "adj holds what is no finite real number"),
+        ({"adj": np.eye(2), "x": np.array(["carbon"])}, "x holds what is no finite real number"),
+        ({"adj": np.eye(2), "edge_type": np.array([["a", "b"]])}, "edge_type holds what is no finite real number"),
     ],
 )
 def test_what_is_wrong_with_a_graph_file_is_named(tmp_path: Path, arrays: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         graph_files.read_npz(save(tmp_path / "a.npz", **arrays))
+
+
+@pytest.mark.parametrize("meta", ["[]", '{"nodes": null, "nutrients": null}', '{"nodes": 3, "nutrients": "o2_e"}'])
+def test_names_that_are_no_list_are_taken_as_absent_and_no_node_is_joined_to_itself(tmp_path: Path, meta: str) -> None:
+    np.savez(tmp_path / "a.npz", adj=np.ones((2, 2)), meta=np.array(meta))
+    graph, _ = graph_files.read_npz(tmp_path / "a.npz")
+    assert (graph.metabolites, graph.nutrients) == (("n0", "n1"), ())
+    assert graph.edge_index.T.tolist() == [[0, 1], [1, 0]]
 
 
 def test_a_folder_is_read_in_order_of_name_and_an_empty_one_is_refused(tmp_path: Path) -> None:

@@ -99,6 +99,12 @@ def test_graphs_that_are_too_large_or_empty_are_left_out_by_name(
     assert "left out (no edge, or over 64 metabolites): big, loop" in said.err and "1 graphs in" in said.out
 
 
+def test_a_whole_organism_is_read_without_the_eigenvectors_that_nobody_will_use() -> None:
+    graph = kegg.graph_of((f"m{n}", f"m{n + 1}", 1) for n in range(4000))
+    assert len(graph.metabolites) == 4001 and not graph.positional.any()
+    assert kegg.graph_of([("A", "B", 1)]).positional.any()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
