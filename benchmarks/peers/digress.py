@@ -47,6 +47,15 @@ class Noise(nn.Module):
         probability = kept * clean + (1 - kept) * share
         return F.one_hot(draw(torch.log(probability.clamp(min=1e-30))), clean.shape[-1]).float()
 
+    def alone(self, noisy: Float[Tensor, "*A S"], share: Tensor, t: Int[Tensor, " B"]) -> Float[Tensor, "*A S"]:
+        """Return log-probabilities of the clean states by Bayes' rule if each stood alone, up to a constant.
+
+        Networks add to these: to keep what is hardly noised need not be learned (as in Austin et al. 2021).
+        """
+        kept = _spread(self.kept[t], noisy)
+        here = (noisy * share).sum(-1, keepdim=True)
+        return torch.log((kept * noisy + (1 - kept) * here).clamp(min=1e-12)) + torch.log(share)
+
     def before(
         self, guess: Float[Tensor, "*A S"], noisy: Float[Tensor, "*A S"], share: Tensor, t: Int[Tensor, " B"]
     ) -> Float[Tensor, "*A S"]:
@@ -139,8 +148,10 @@ class Denoiser(nn.Module):
         self.read_whole = mlp(frame.condition_width + 2 + walks, width, width)
         self.layers = nn.ModuleList(Layer(width, edges, width) for _ in range(layers))
         self.write_nodes, self.write_pairs = mlp(width, width, frame.vocabulary), mlp(edges, edges, frame.states)
-        # Which labels like to be joined is known without any layer: a bilinear form of the clean or noisy labels.
+        # Which labels like to be joined is known without any layer: a bilinear form of what nodes are.
         self.source, self.target = nn.Linear(width, width * frame.states), nn.Linear(width, width)
+        dense_graphs.start_last(self.write_nodes, torch.zeros(frame.vocabulary))
+        dense_graphs.start_last(self.write_pairs, torch.zeros(frame.states))
 
     def forward(
         self,
@@ -149,8 +160,9 @@ class Denoiser(nn.Module):
         batch: Padded,
         t: Int[Tensor, " B"],
         states: Bool[Tensor, "B N N S"],
+        alone: tuple[Float[Tensor, "B N L"], Float[Tensor, "B N N S"]],
     ) -> tuple[Float[Tensor, "B N L"], Float[Tensor, "B N N S"]]:
-        """Return log-probabilities; those of pairs are the same seen from either end."""
+        """Return log-probabilities, from those of states that stand alone; pairs are the same seen from either end."""
         at = batch.mask.float()[..., None]
         features = self._walks(pairs)
         own = features.diagonal(dim1=1, dim2=2).transpose(1, 2)
@@ -163,11 +175,12 @@ class Denoiser(nn.Module):
         y = self.read_whole(torch.cat([batch.condition, moment, (own * at).sum(1) / at.sum(1).clamp(min=1)], -1))
         for layer in self.layers:
             x, e, y = layer(x, e, y, batch.mask)
+        x = x + named
         ends = torch.einsum("bisd,bjd->bijs", self.source(x).unflatten(-1, (self.frame.states, -1)), self.target(x))
         logits = self.write_pairs(e) + ends / math.sqrt(x.shape[-1])
         swap = [0, 2, 1, 3] if self.frame.directed else [0, 1]
-        logits = (logits + logits.transpose(1, 2)[..., swap]).masked_fill(~states, NEVER)
-        return torch.log_softmax(self.write_nodes(x), -1), torch.log_softmax(logits, -1)
+        logits = (alone[1] + logits + logits.transpose(1, 2)[..., swap]).masked_fill(~states, NEVER)
+        return torch.log_softmax(alone[0] + self.write_nodes(x), -1), torch.log_softmax(logits, -1)
 
     def _walks(self, pairs: Float[Tensor, "B N N S"]) -> Float[Tensor, "B N N W"]:
         """Return where random walks of 1, 2, ... steps along the edges (and against them) end."""
@@ -203,9 +216,7 @@ class Diffusion(nn.Module):
         if frame.named:
             self.register_buffer("there_share", torch.stack([1 - share, share], -1))
             self.presence = mlp(frame.vocabulary + 2 + frame.condition_width, 4 * width, frame.vocabulary)
-            self.skip = nn.Linear(frame.vocabulary, frame.vocabulary)
-            dense_graphs.start_last(self.presence, torch.logit(share))
-            nn.init.zeros_(self.skip.weight)
+            dense_graphs.start_last(self.presence, torch.zeros(frame.vocabulary))
 
     def guess_presence(
         self, noisy: Float[Tensor, "B M 2"], condition: Float[Tensor, "B C"], t: Int[Tensor, " B"]
@@ -213,8 +224,17 @@ class Diffusion(nn.Module):
         """Return log-probabilities that each row of the vocabulary is absent and present."""
         seen = noisy[..., 1]
         moment = torch.stack([t / self.noise.steps, torch.cos(math.pi * t / self.noise.steps)], -1)
-        logits = self.presence(torch.cat([seen - self.there_share[:, 1], moment, condition], -1)) + self.skip(seen)
-        return torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
+        more = self.presence(torch.cat([seen - self.there_share[:, 1], moment, condition], -1))
+        alone = self.noise.alone(noisy, self.there_share, t)
+        return torch.log_softmax(torch.stack([alone[..., 0], alone[..., 1] + more], -1), -1)
+
+    def guess(
+        self, labels: Tensor, pairs: Tensor, batch: Padded, t: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B N L"], Float[Tensor, "B N N S"]]:
+        """Return log-probabilities of the clean labels and pairs."""
+        states = self.states(batch) if self.frame.named else self._any_states(batch)
+        alone = self.noise.alone(labels, self.label_share, t), self.noise.alone(pairs, self.pair_share, t)
+        return self.denoise(labels * batch.mask[..., None], pairs, batch, t, states, alone)
 
     def states(self, batch: Padded) -> Bool[Tensor, "B N N S"]:
         """Return which states each pair can have; padding has state 0."""
@@ -238,8 +258,7 @@ class Diffusion(nn.Module):
         clean_labels = F.one_hot(batch.labels, self.frame.vocabulary).float()
         pairs = self.noisy_pairs(clean_pairs, batch.mask, t)
         labels = clean_labels if self.frame.named else self.noise.noisy(clean_labels, self.label_share, t)
-        states = self.states(batch) if self.frame.named else self._any_states(batch)
-        guess_labels, guess_pairs = self.denoise(labels * batch.mask[..., None], pairs, batch, t, states)
+        guess_labels, guess_pairs = self.guess(labels, pairs, batch, t)
         couples = pair_of(batch.mask)
         if bound:
             total = (self.noise.bound(clean_pairs, pairs, guess_pairs.exp(), self.pair_share, t) * couples).sum((1, 2))
@@ -294,11 +313,10 @@ class Diffusion(nn.Module):
         batch = Padded(mask, names, none > 0, condition, none[..., :1], torch.arange(len(mask), device=mask.device))
         prior = torch.log(self.pair_share).expand(*none.shape, -1)
         pairs = self.one_hot(draw(prior), mask)
-        states = self.states(batch) if self.frame.named else self._any_states(batch)
         labels = F.one_hot(names, self.frame.vocabulary).float()
         for step in range(self.noise.steps, 0, -1):
             t = torch.full((len(mask),), step, device=mask.device)
-            guess_labels, guess_pairs = self.denoise(labels * mask[..., None], pairs, batch, t, states)
+            guess_labels, guess_pairs = self.guess(labels, pairs, batch, t)
             last = self.noise.before(guess_pairs.exp(), pairs, self.pair_share, t)
             pairs = self.one_hot(draw(torch.log(last.clamp(min=1e-30))), mask)
             if not self.frame.named and self.frame.vocabulary > 1:
