@@ -7,14 +7,15 @@ links (AUC + AP, looked at every EVERY steps); the test is read once, at that st
 
 `direction` asks which way a link goes: of every model, the score of a pair less that of the reversed pair (of ours, the
 log-odds of -> against <-). In the published task it is the score of the pair alone, and the weight of proximity in
-the gravity decoder is tuned for each task instead; `direction_published` scores ours and the peers in that way.
+the gravity decoder is tuned for each task instead; `direction_published` scores the very same models in that way.
 
 Citations: 85/5/10 of the undirected links, as many random absent pairs (Kipf and Welling 2016: VGAE 91.4 / 92.6 on
 Cora, 90.8 / 92.0 on Citeseer). Metabolic tasks are explained in link_tasks.py; each is the mean over NETWORKS.
 `mpi_random` and `mpi_similar` are MPI-VGAE's task. `unseen_general` and `unseen_direction` ask for links of organisms
 of which training saw nothing (the known links of the asked organism are only read): there `memory`, which counts the
-training organisms that have the very edge, is strong because metabolites keep their names; `memory_then_ours` lets the
-model rank what memory cannot tell apart. `memory` (the task) shows what one training step holds against the nodes.
+training organisms that have the very edge, is strong because metabolites keep their names (the models know metabolites
+by their formulas); `memory_then_ours` lets the model rank what memory cannot tell apart. The task `memory` shows what
+one training step holds against the number of nodes.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ ABLATIONS: dict[str, dict[str, float]] = {
     "ours_nothing_hidden": {"hidden_share": 0.0},
     "ours_no_dropout": {"feature_dropout": 0.0},
     "ours_not_bounded": {"radius": 0.0},
-    "ours_one_step": {"steps": 1},
     "ours_no_noise": {"log_var": -12.0},
 }
 OF_CITATIONS = (OURS, VGAE, GAE, "common_neighbours", "preferential_attachment")
@@ -197,15 +197,8 @@ def citation_line(name: str, network: Network, seed: int, device: str) -> dict[s
     found, went = one_network(name, network, split, seed, device, {"general": split.test})
     at_end = went.pop("at_end", None)
     last = {"auc_at_end": at_end.auc, "ap_at_end": at_end.ap} if at_end else {}
-    return {
-        "data": network.name,
-        "task": "general",
-        "model": name,
-        "seed": seed,
-        **_of(found["general"]),
-        **last,
-        **went,
-    }
+    line = {"data": network.name, "task": "general", "model": name, "seed": seed}
+    return {**line, **_of(found["general"]), **last, **went}
 
 
 def metabolic_lines(name: str, wanted: Sequence[str], seed: int, device: str) -> Iterator[dict[str, Any]]:
@@ -325,7 +318,7 @@ def memory_line(nodes: int, device: str) -> dict[str, Any]:
 
 
 def nearest_part(network: Network, start: str, nodes: int) -> Network:
-    """Return the part of a network that lies nearest to a metabolite, links either way; all when it is smaller."""
+    """Return the nodes of a network that lie nearest to one, links either way, and then what it is not joined to."""
     reached = [network.nodes.index(start)]
     seen = set(reached)
     beside: dict[int, list[int]] = {}
@@ -337,6 +330,7 @@ def nearest_part(network: Network, start: str, nodes: int) -> Network:
         fresh = list(dict.fromkeys(fresh))[: nodes - len(reached)]
         seen.update(fresh)
         reached += fresh
+    reached += [i for i in range(len(network.nodes)) if i not in seen][: nodes - len(reached)]
     place = {i: k for k, i in enumerate(sorted(reached))}
     kept = [(place[i], place[j]) for i, j in network.edges.tolist() if i in place and j in place]
     names = tuple(network.nodes[i] for i in sorted(reached))

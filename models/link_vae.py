@@ -30,14 +30,13 @@ class LinkVAEConfig:
     directed: bool = True
     width: int = 128  # of the affinity latent
     direction_dim: int = 16  # of the source latent and of the target latent
-    steps: int = 2  # of averaging over neighbours
     radius: float = 1.8  # length of a node's embedding before it is averaged (Ahn and Kim 2021); 0: not bounded
     hidden_share: float = 0.5  # of the linked pairs, in a training step; 0: predict what the encoder has read
     feature_dropout: float = 0.5
     log_var: float = -6.0  # of the posterior before training
 
     def __post_init__(self) -> None:
-        for name in ("width", "direction_dim", "steps"):
+        for name in ("width", "direction_dim"):
             require(getattr(self, name) >= 1, f"link.{name}", getattr(self, name), "must be at least 1")
         for name in ("hidden_share", "feature_dropout"):
             require(0.0 <= getattr(self, name) < 1.0, f"link.{name}", getattr(self, name), "must be in [0, 1)")
@@ -98,9 +97,7 @@ class LinkLatents(NamedTuple):
 
     mean: Float[Tensor, "N D"]
     log_var: Float[Tensor, "N D"]
-    readiness: Float[
-        Tensor, "N 3"
-    ]  # to be linked at all, to be the source rather than the target, to be linked both ways
+    readiness: Float[Tensor, "N 3"]
 
 
 class LinkVAE(nn.Module):
@@ -110,7 +107,6 @@ class LinkVAE(nn.Module):
         super().__init__()
         self.config = config
         direction = 2 * config.direction_dim if config.directed else 0
-        walks = 1 + 2 * (2**config.steps - 1)  # from a node: ahead, back, ahead twice, ahead and back, ...
         self.read = nn.Parameter(nn.init.xavier_uniform_(torch.empty(features, config.width)))
         self.radius = nn.Parameter(torch.tensor(config.radius or 1.0))
         self.bias = nn.Parameter(torch.zeros(2))
@@ -119,7 +115,7 @@ class LinkVAE(nn.Module):
         nn.init.constant_(self.log_var.bias, config.log_var)
         if config.directed:
             self.read_direction = nn.Parameter(nn.init.xavier_uniform_(torch.empty(features, config.width)))
-            self.direction = nn.Linear(walks * (config.width + 1), direction + 3)
+            self.direction = nn.Linear(3 * (config.width + 1), direction + 3)
 
     def forward(self, graph: LinkGraph, read: Bool[Tensor, " E"] | None = None) -> LinkLatents:
         """Return the latents.
@@ -130,20 +126,15 @@ class LinkVAE(nn.Module):
         """
         edges = graph.edges if read is None else graph.edges[:, read]
         average = symmetric_average(edges, graph.nodes)
-        affinity = self._embed(graph.features, self.read)
-        for _ in range(self.config.steps):
-            affinity = average.times(affinity)
+        affinity = average.times(self._embed(graph.features, self.read))
         log_var = self.log_var(affinity).clamp(-12.0, 2.0)
         if not self.config.directed:
             return LinkLatents(affinity, log_var, affinity.new_zeros(graph.nodes, 3))
         ahead, back = mean_over(edges, graph.nodes), mean_over(edges.flip(0), graph.nodes)
         surplus = surplus_of_sources(edges, graph.nodes)[:, None]
-        last = [torch.cat([self._embed(graph.features, self.read_direction), surplus], dim=1)]
-        found = list(last)
-        for _ in range(self.config.steps):
-            last = [way.times(nodes) for nodes in last for way in (ahead, back)]
-            found += last
-        latent, readiness = self.direction(torch.cat(found, dim=1)).split([2 * self.config.direction_dim, 3], dim=1)
+        nodes = torch.cat([self._embed(graph.features, self.read_direction), surplus], dim=1)
+        around = torch.cat([nodes, ahead.times(nodes), back.times(nodes)], dim=1)
+        latent, readiness = self.direction(around).split([2 * self.config.direction_dim, 3], dim=1)
         return LinkLatents(torch.cat([affinity, latent], dim=1), log_var, readiness)
 
     def pair_logits(
