@@ -8,12 +8,14 @@ usage: ./launch.sh WORD ...        (WORD --help says more)
 
   quickstart [--out DIR]           data, training under ZeRO-3 on every device here, evaluation, a generated network
   test [PYTEST ARGUMENTS]          the tests
-  build-data --planets N --out DIR [--workers W] [--seed S]; --check DIR; --describe DIR
+  build-data (--planets N | --planets-from FILE) --out DIR [--climate clero|exoplasim|FOLDER] [--workers W] [--seed S];
+             --check DIR; --describe DIR; --compare DIR DIR; --observe DIR/SAMPLE --instrument NAME
   train {graph_vae|cnn|llm|unified} --out DIR [--data DIR] [--set section.field=value ...] [--init-from DIR]
         [--resume] [--ranks N]     one rank a GPU, two ranks on a machine without one
   evaluate RUN [--split held_out|test] [--data DIR] [--json]
   generate RUN (--environment NAME=VALUE,... | --planet NAME|FILE) --count N --out DIR [--seed S]
-  bench {step-time|memory|stream|estimator} [--json]   the numbers of benchmarks/, peers in the same run
+  bench {step-time|memory|stream|estimator|generation|links} [--json]
+                                   the numbers of benchmarks/, peers in the same run
   estimate --preset P --gpus N --gpu-memory GB          memory of a run before it is started
   doctor                           what this machine has, what is missing and the command that brings it
 

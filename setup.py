@@ -15,7 +15,15 @@ setup(
     package_data={"data_pipeline": ["*.csv"]},
     install_requires=["jaxtyping>=0.3", "numpy>=2.0", "torch>=2.11,<2.14", "torch-geometric>=2.7"],
     extras_require={
-        "data": ["clero>=0.1.4,<0.2", "networkx>=3.2", "pyarrow>=21", "scipy>=1.14", "tqdm>=4.66"],
+        "data": [
+            "clero>=0.1.4,<0.2",
+            "netCDF4>=1.7",
+            "networkx>=3.2",
+            "pyarrow>=21",
+            "scipy>=1.14",
+            "tqdm>=4.66",
+            "xarray>=2025.1",
+        ],
         "train": [
             "accelerate>=1.10",
             "datasets>=5.0,<6",

@@ -32,7 +32,7 @@ class Chemistry:
 
     @classmethod
     def from_dict(cls, table: dict[str, Any]) -> Chemistry:
-        """Read the table that `to_dict` or data_pipeline.metabolism.chemistry_table writes.
+        """Read the table that `to_dict` or data_pipeline.reaction_db.chemistry_table writes.
 
         `allowed_edges` lists [substrate, product, type]; None, or no such key, allows every pair as type 1. Missing
         degree limits mean none (the size of the vocabulary); a missing composition means zeros.
@@ -73,13 +73,15 @@ class Chemistry:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the table as lists of numbers and names, for JSON."""
+        """Return the table as lists of numbers and names, for JSON; `allowed_edges` is None where every pair is."""
+        everything = torch.ones_like(self.edge_type).fill_diagonal_(0)
         edges = self.allowed.nonzero()
         types = self.edge_type[edges[:, 0], edges[:, 1]].long()
+        listed = None if torch.equal(self.edge_type, everything) else torch.cat([edges, types[:, None]], 1).tolist()
         return {
             "metabolites": list(self.metabolites),
             "composition": self.composition.tolist(),
-            "allowed_edges": torch.cat([edges, types[:, None]], dim=1).tolist(),
+            "allowed_edges": listed,
             "max_in": self.max_in.tolist(),
             "max_out": self.max_out.tolist(),
         }
