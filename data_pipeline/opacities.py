@@ -107,7 +107,7 @@ def _kept(file: str, distil: Callable[[], Opacities]) -> Opacities:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return Opacities(**{name: archive[name] for name in Opacities._fields})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing, or torn by a full disk: make it again
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or torn: made again
         tables = distil()
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **tables._asdict())
