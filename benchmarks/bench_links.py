@@ -11,7 +11,8 @@ the gravity decoder is tuned for each task instead; `direction_published` scores
 
 Citations: 85/5/10 of the undirected links, as many random absent pairs (Kipf and Welling 2016: VGAE 91.4 / 92.6 on
 Cora, 90.8 / 92.0 on Citeseer). Metabolic tasks are explained in link_tasks.py; each is the mean over NETWORKS.
-`mpi_random` and `mpi_similar` are MPI-VGAE's task. `unseen_general` and `unseen_direction` ask for links of organisms
+`mpi_random` and `mpi_similar` are after MPI-VGAE's task, whose recipe for similar pairs
+was not found. `unseen_general` and `unseen_direction` ask for links of organisms
 of which training saw nothing (the known links of the asked organism are only read): there `memory`, which counts the
 training organisms that have the very edge, is strong because metabolites keep their names (the models know metabolites
 by their formulas); `memory_then_ours` lets the model rank what memory cannot tell apart. The task `memory` shows what

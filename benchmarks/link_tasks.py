@@ -9,7 +9,7 @@ the hidden links; a twentieth is held out (it chooses when to stop) and a tenth 
     one way (task 3). The published task has no held-out part: a third of the pairs is held out here.
 `similar`: as `general`, but an absent pair is a hidden link whose second node is replaced by one of the metabolites
     most like it in composition: telling reactions from look-alikes. Together with `general` on the undirected network,
-    with the features of the metabolites, it is the task of MPI-VGAE (Wang et al. 2023) on metabolites alone.
+    with the features of the metabolites, it is after the task of MPI-VGAE (Wang et al. 2023), on metabolites alone.
 """
 
 from __future__ import annotations
