@@ -89,7 +89,8 @@ def test_what_is_real_scores_near_perfect_and_rewired_networks_do_not(data: Grap
     assert shuffled["edge_precision"] < 0.5 and shuffled["atp_feasible"] < 0.1 and shuffled["edge_f1"] < 0.2
     for name in ("in_degree", "out_degree", "clustering", "spectrum", "connected"):
         assert real[f"mmd_ratio_{name}"] < 0.05
-    assert shuffled["mmd_ratio_connected"] > 1.0 > shuffled["mmd_ratio_in_degree"] * 0.1
+    assert shuffled["mmd_connected"] > 10 * real["mmd_connected"]  # rewiring leaves degrees and breaks networks apart
+    assert shuffled["mmd_ratio_in_degree"] < 10.0
     assert shuffled["unique"] > 0.9 > real["unique"]  # real networks repeat, within and between environments
     assert "edge_precision_unmasked" not in real
 
