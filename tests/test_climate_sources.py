@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import pickle
+from concurrent.futures import ProcessPoolExecutor
+from copy import copy
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -93,9 +95,10 @@ def test_a_choice_that_cannot_be_met_is_refused(tmp_path: Path, rows: list[Row])
         Files(tmp_path, tuple(rows)).versions()
 
 
-@pytest.mark.parametrize("source", [EMULATOR, ExoPlaSim(), Files(Path("x"), ())], ids=lambda s: s.name)
-def test_a_source_travels_to_other_processes(source: climate_sources.ClimateSource) -> None:
-    assert pickle.loads(pickle.dumps(source)) == source
+def test_sources_travel_to_other_processes_and_back() -> None:
+    sources: list[climate_sources.ClimateSource] = [EMULATOR, ExoPlaSim(), Files(Path("x"), ())]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert list(pool.map(copy, sources)) == sources
 
 
 # --- builds ----------------------------------------------------------------------------------------------------------

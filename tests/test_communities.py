@@ -5,16 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from known_organisms import ECOLI, GEOBACTER, LJUNGDAHLII, METHANOSARCINA
 
 from data_pipeline import communities, flux_balance
 from data_pipeline.environment import parse_environment
 from data_pipeline.graph_files import read_npz
 from data_pipeline.variables import EDGE_TYPES, NODE_FEATURES
-
-ECOLI = "Escherichia coli K-12 MG1655"
-LJUNGDAHLII = "Clostridium ljungdahlii DSM 13528"
-GEOBACTER = "Geobacter metallireducens GS-15"
-METHANOSARCINA = "Methanosarcina barkeri Fusaro"
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from known_organisms import ECOLI, GEOBACTER, METHANOSARCINA, edges_of
 from scipy.optimize import linprog
 
 from data_pipeline import feasibility, flux_balance, metabolic_graph, reaction_db
 from data_pipeline.feasibility import Question
-
-ECOLI = "Escherichia coli K-12 MG1655"
-METHANOSARCINA = "Methanosarcina barkeri Fusaro"
-GEOBACTER = "Geobacter metallireducens GS-15"
-
-
-def edges_of(organism: str, *nutrients: str) -> set[tuple[str, str]]:
-    active = flux_balance.solve(organism, tuple(sorted(nutrients)))
-    assert active is not None
-    graph = metabolic_graph.network_graph(active)
-    return {(graph.metabolites[s], graph.metabolites[p]) for s, p in graph.edge_index.T}
 
 
 def test_real_networks_are_feasible_and_their_edges_known() -> None:

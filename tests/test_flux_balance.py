@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from known_organisms import ECOLI, GEOBACTER, LJUNGDAHLII, METHANOSARCINA
 
 from data_pipeline import flux_balance
-
-ECOLI = "Escherichia coli K-12 MG1655"
-METHANOSARCINA = "Methanosarcina barkeri Fusaro"
-LJUNGDAHLII = "Clostridium ljungdahlii DSM 13528"
-GEOBACTER = "Geobacter metallireducens GS-15"
 
 
 def test_no_organism_makes_atp_from_salts_alone() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from known_organisms import METHANOSARCINA
+
 from data_pipeline import habitat
 from data_pipeline.environment import parse_environment
-
-METHANOSARCINA = "Methanosarcina barkeri Fusaro"
 
 
 def test_nutrients_follow_the_thresholds_of_an_environment() -> None:

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from known_organisms import ECOLI, METHANOSARCINA, edges_of
 
 from data_pipeline import flux_balance, metabolic_graph
 from data_pipeline.variables import EDGE_TYPES, MAX_METABOLITES, NODE_FEATURES
-
-ECOLI = "Escherichia coli K-12 MG1655"
-METHANOSARCINA = "Methanosarcina barkeri Fusaro"
-
-
-def edges_of(organism: str, *nutrients: str) -> set[tuple[str, str]]:
-    active = flux_balance.solve(organism, tuple(sorted(nutrients)))
-    assert active is not None
-    graph = metabolic_graph.network_graph(active)
-    return {(graph.metabolites[s], graph.metabolites[p]) for s, p in graph.edge_index.T}
 
 
 def test_edges_run_from_substrate_to_product_in_the_direction_of_the_flux() -> None:

@@ -147,14 +147,9 @@ class Autoregressive:
         parts = (self._pad(ordered), self._pad(held_out))
         self.steps = dense_graphs.train(self.net, self._loss, parts, until, seed)
 
-    @torch.no_grad()
     def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:
         """Draw node after node."""
-        drawn = []
-        with dense_graphs.seeded(seed, self.device):
-            for condition, physical in dense_graphs.in_parts(self.frame.conditions(conditions), conditions, CHUNK):
-                drawn += self.frame.graphs(*self._draw(condition), physical)
-        return drawn
+        return dense_graphs.drawn(self.frame, self._draw, conditions, seed, CHUNK)
 
     @torch.no_grad()
     def bound_nats(self, graphs: Sequence[Graph]) -> float:

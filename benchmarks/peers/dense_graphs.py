@@ -391,9 +391,24 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def in_parts(
-    condition: Float[Tensor, "n C"], conditions: Float[np.ndarray, "n V"], size: int
-) -> Iterator[tuple[Float[Tensor, "b C"], Float[np.ndarray, "b V"]]]:
-    """Return conditions `size` at a time, as networks see them and as they are."""
-    for first in range(0, len(conditions), size):
-        yield condition[first : first + size], conditions[first : first + size]
+def drawn(
+    frame: Frame,
+    draw: Callable[[Float[Tensor, "b C"]], tuple[Tensor, Tensor, Tensor]],
+    conditions: Float[np.ndarray, "n V"],
+    seed: int,
+    at_once: int,
+) -> list[Graph]:
+    """Draw a graph for each row of the conditions; `draw` returns mask, labels and adjacency of a part of them."""
+    graphs: list[Graph] = []
+    seen = frame.conditions(conditions)
+    with torch.no_grad(), seeded(seed, frame.device):
+        for first in range(0, len(conditions), at_once):
+            part = slice(first, first + at_once)
+            graphs += frame.graphs(*draw(seen[part]), conditions[part])
+    return graphs
+
+
+def mean_nats(frame: Frame, nats: Callable[[Padded], Float[Tensor, " b"]], batch: Padded, at_once: int) -> float:
+    """Return the mean of what each graph of a batch costs, always with the same noise."""
+    with torch.no_grad(), seeded(0, frame.device):
+        return float(torch.cat([nats(part) for part in slices(batch, at_once)]).double().mean())

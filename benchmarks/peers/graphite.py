@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
-import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from benchmarks.graph_sets import Graph, GraphSet
 from benchmarks.peers.dense_graphs import Convolutions, Frame, mean_over
 from benchmarks.peers.vgae import LatentGenerator, NodeDecoder
 
@@ -43,20 +40,5 @@ class Refined(nn.Module):
         return self.first.scores(x)
 
 
-class Graphite:
-    """Symmetric like VGAE, also in its intermediate graphs: what stands there of directed sets is true of it too."""
-
-    def __init__(self, device: torch.device, use_mask: bool = True, latents: int = 16, width: int = 64) -> None:
-        self._generator = LatentGenerator(device, use_mask, latents, width, Refined)
-
-    def fit(self, data: GraphSet, seconds: float, seed: int) -> None:
-        """Learn from the symmetrised training graphs."""
-        self._generator.fit(data, seconds, seed, two_sided=False)
-
-    def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:
-        """Return one symmetric graph for each row."""
-        return self._generator.sample(conditions, seed)
-
-    def bound_nats(self, graphs: Sequence[Graph]) -> float:
-        """Return the evidence bound; NaN for directed graphs."""
-        return self._generator.bound_nats(graphs)
+# Symmetric like VGAE, also in its intermediate graphs.
+Graphite = partial(LatentGenerator, decoder=Refined)

@@ -180,24 +180,16 @@ class GraphVAE:
         parts = (self.frame.pad(data.train), self.frame.pad(held_out))
         self.steps = dense_graphs.train(self.net, self.net.loss, parts, until, seed)
 
-    @torch.no_grad()
     def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:
         """Draw latents from the prior, slots and pairs from their probabilities."""
-        drawn = []
-        with dense_graphs.seeded(seed, self.device):
-            for condition, physical in dense_graphs.in_parts(self.frame.conditions(conditions), conditions, CHUNK):
-                drawn += self.frame.graphs(*self.net.draw(condition), physical)
-        return drawn
+        return dense_graphs.drawn(self.frame, self.net.draw, conditions, seed, CHUNK)
 
-    @torch.no_grad()
     def bound_nats(self, graphs: Sequence[Graph]) -> float:
         """Return the evidence bound; of unnamed graphs with nodes in the order given, all orders equally likely."""
         fitting = self._fitting(graphs)
         if not fitting:
             return float("nan")
-        with dense_graphs.seeded(0, self.device):
-            nats = [self.net.loss(batch, 1.0) for batch in dense_graphs.slices(self.frame.pad(fitting), CHUNK)]
-        return float(torch.cat(nats).mean())
+        return dense_graphs.mean_nats(self.frame, lambda b: self.net.loss(b, 1.0), self.frame.pad(fitting), CHUNK)
 
     def _fitting(self, graphs: Sequence[Graph]) -> list[Graph]:
         return [g for g in graphs if len(g.labels) <= self.net.slots]

@@ -375,22 +375,16 @@ class JunctionTree:
             self.net, lambda batch, share: self.net.loss(batch, kept[batch.row], share), parts, until, seed
         )
 
-    @torch.no_grad()
     def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:
         """Draw latents, modules, then edges."""
-        drawn = []
-        with dense_graphs.seeded(seed, self.device):
-            for condition, physical in dense_graphs.in_parts(self.frame.conditions(conditions), conditions, CHUNK):
-                drawn += self.frame.graphs(*self.net.draw(condition), physical)
-        return drawn
+        return dense_graphs.drawn(self.frame, self.net.draw, conditions, seed, CHUNK)
 
-    @torch.no_grad()
     def bound_nats(self, graphs: Sequence[Graph]) -> float:
         """Return the evidence bound; of unnamed graphs with nodes in the order given, all orders equally likely."""
         kept = self._kept(graphs)
-        with dense_graphs.seeded(0, self.device):
-            batches = dense_graphs.slices(self.frame.pad(graphs), CHUNK)
-            nats = float(torch.cat([self.net.loss(b, kept[b.row], 1.0) for b in batches]).double().mean())
+        nats = dense_graphs.mean_nats(
+            self.frame, lambda b: self.net.loss(b, kept[b.row], 1.0), self.frame.pad(graphs), CHUNK
+        )
         if self.net.sizes is None:
             return nats
         return nats + float(

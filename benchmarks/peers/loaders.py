@@ -30,7 +30,10 @@ from data_pipeline.reaction_tables import cache_dir
 from data_pipeline.shard_rows import CUBE, CUBE_DTYPE, CUBE_SHAPE, FIXED
 from data_pipeline.shards import GRAPH_TENSORS, NAMES, SAMPLE_TENSORS
 
-PACKAGES = ("mosaicml-streaming==0.13.0", "webdataset==1.0.2", "brotli", "python-snappy", "zstd", "xxhash", "catalogue")
+PACKAGES = (
+    "mosaicml-streaming==0.13.0", "webdataset==1.0.2", "braceexpand", "brotli", "python-snappy", "cramjam", "zstd",
+    "xxhash", "catalogue",
+)  # fmt: skip
 STRINGS = (*NAMES, "organism", "metabolites", "nutrients", "facts")
 WDS_SHARD_BYTES = 2**26
 

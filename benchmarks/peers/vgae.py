@@ -7,6 +7,7 @@ Which nodes there are is drawn first (NodeSets).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -93,46 +94,46 @@ class NodeLatents(nn.Module):
 
 
 class LatentGenerator:
-    """Fit, sample and bound of a peer with node latents; `decoder(frame, latents, width, two_sided)` joins them."""
+    """A generator with node latents, which `decoder(frame, latents, width, two_sided)` joins.
+
+    One that is not `directed` cannot tell the direction of an edge: on directed sets it learns from the symmetrised
+    graphs, as its users do, and every edge is drawn in both directions (less those that the mask forbids). It has no
+    likelihood there.
+    """
 
     def __init__(
         self,
         device: torch.device,
-        use_mask: bool,
-        latents: int,
-        width: int,
+        use_mask: bool = True,
+        latents: int = 16,
+        width: int = 64,
+        *,
         decoder: Callable[[Frame, int, int, bool], nn.Module],
+        directed: bool = False,
     ) -> None:
-        self.device, self.use_mask, self.latents, self.width, self.decoder = device, use_mask, latents, width, decoder
+        self.device, self.use_mask, self.latents, self.width = device, use_mask, latents, width
+        self.decoder, self.directed = decoder, directed
 
-    def fit(self, data: GraphSet, seconds: float, seed: int, two_sided: bool) -> None:
+    def fit(self, data: GraphSet, seconds: float, seed: int) -> None:
         """Learn by maximising the evidence lower bound."""
         until = dense_graphs.now() + seconds
         torch.manual_seed(seed)
-        self.two_sided = two_sided
+        self.two_sided = self.directed and data.directed
         self.frame = Frame(data, self.device, self.use_mask)
-        decoder = self.decoder(self.frame, self.latents, self.width, two_sided)
+        decoder = self.decoder(self.frame, self.latents, self.width, self.two_sided)
         self.net = NodeLatents(self.frame, data, decoder, self.latents, self.width).to(self.device)
         parts = (self._pad(data.train), self._pad(data.held_out or data.train))
         self.steps = dense_graphs.train(self.net, self.net.loss, parts, until, seed)
 
-    @torch.no_grad()
     def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:
         """Draw latents from the prior and edges from their probabilities."""
-        drawn = []
-        with dense_graphs.seeded(seed, self.device):
-            for condition, physical in dense_graphs.in_parts(self.frame.conditions(conditions), conditions, CHUNK):
-                drawn += self.frame.graphs(*self.net.draw(condition), physical)
-        return drawn
+        return dense_graphs.drawn(self.frame, self.net.draw, conditions, seed, CHUNK)
 
-    @torch.no_grad()
     def bound_nats(self, graphs: Sequence[Graph]) -> float:
         """Return the evidence bound of graphs with nodes in the order given; NaN for directed graphs if symmetric."""
         if self.frame.directed and not self.two_sided:
             return float("nan")
-        with dense_graphs.seeded(0, self.device):
-            nats = [self.net.loss(batch, 1.0) for batch in dense_graphs.slices(self._pad(graphs), CHUNK)]
-        return float(torch.cat(nats).mean())
+        return dense_graphs.mean_nats(self.frame, lambda b: self.net.loss(b, 1.0), self._pad(graphs), CHUNK)
 
     def _pad(self, graphs: Sequence[Graph]) -> Padded:
         batch = self.frame.pad(graphs)
@@ -141,46 +142,7 @@ class LatentGenerator:
         return batch._replace(adjacency=batch.adjacency | batch.adjacency.transpose(1, 2))
 
 
-class VGAE:
-    """The symmetric auto-encoder with inner-product decoder.
-
-    It cannot tell the direction of an edge: on directed sets it learns from the symmetrised graphs, as its users do,
-    and every edge is drawn in both directions (less those that the mask forbids). It has no likelihood there.
-    """
-
-    def __init__(self, device: torch.device, use_mask: bool = True, latents: int = 16, width: int = 64) -> None:
-        self._generator = LatentGenerator(device, use_mask, latents, width, NodeDecoder)
-
-    def fit(self, data: GraphSet, seconds: float, seed: int) -> None:
-        """Learn from the symmetrised training graphs."""
-        self._generator.fit(data, seconds, seed, two_sided=False)
-
-    def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:
-        """Return one symmetric graph for each row."""
-        return self._generator.sample(conditions, seed)
-
-    def bound_nats(self, graphs: Sequence[Graph]) -> float:
-        """Return the evidence bound; NaN for directed graphs."""
-        return self._generator.bound_nats(graphs)
-
-
-class DirectedVGAE:
-    """The auto-encoder with a source and a target vector a node (Ou et al. 2016, Salha et al. 2019).
-
-    On undirected sets there is one vector a node, and it is VGAE.
-    """
-
-    def __init__(self, device: torch.device, use_mask: bool = True, latents: int = 16, width: int = 64) -> None:
-        self._generator = LatentGenerator(device, use_mask, latents, width, NodeDecoder)
-
-    def fit(self, data: GraphSet, seconds: float, seed: int) -> None:
-        """Learn from the directed training graphs."""
-        self._generator.fit(data, seconds, seed, two_sided=data.directed)
-
-    def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:
-        """Return one graph for each row."""
-        return self._generator.sample(conditions, seed)
-
-    def bound_nats(self, graphs: Sequence[Graph]) -> float:
-        """Return the evidence bound."""
-        return self._generator.bound_nats(graphs)
+# Symmetric, with an inner product as decoder.
+VGAE = partial(LatentGenerator, decoder=NodeDecoder)
+# A source and a target vector a node (Ou et al. 2016, Salha et al. 2019); on undirected sets one, and it is VGAE.
+DirectedVGAE = partial(LatentGenerator, decoder=NodeDecoder, directed=True)
