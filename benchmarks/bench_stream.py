@@ -2,7 +2,8 @@
 
 `./launch.sh bench stream --json [--data DIR]` prints one line a loader and number of workers; with `--exactly-once` it
 counts what is lost and repeated after 50 stops and resumes (give --data DIR with some 2,000 planets: the set that it
-builds by itself is smaller than a shuffle buffer, which then loses nothing). Conversions for the peers are kept in `--work DIR`.
+builds by itself is smaller than a shuffle buffer, which then loses nothing). Conversions for the peers are kept in
+`--work DIR`.
 """
 
 from __future__ import annotations
