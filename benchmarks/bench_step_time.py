@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def llm_rows(tiny: bool, curve: int) -> list[Row]:
         return Row(name, partial(run, shrink(load, tiny), **options), timeout_s=300.0)
 
     long = _16K._replace(steps=max(curve - _16K.warmup, 3))
+    two = long._replace(rows=2, micro_batches=4)
     stock = {"liger": False, "checkpointing": True, "small_adapters": False}
     fast = {"liger": True, "checkpointing": False, "small_adapters": True}
     whole = _16K._replace(rows=8, micro_batches=1, steps=max(min(curve, 10) - _16K.warmup, 3))
@@ -32,6 +34,8 @@ def llm_rows(tiny: bool, curve: int) -> list[Row]:
     return [
         row("llm-13b/ours-zero3", ours, long),
         row("llm-13b/b-plain-torch-liger", _plain, long, **fast),
+        # Two rows a micro-batch: of each projection autocast keeps a copy of what it reads.
+        row("llm-13b/b-float32-adapters", _plain, two, **fast | {"small_adapters": False, "autocast": True}),
         row("llm-13b/a-peft-zero3-as-shipped", _zero3, whole, **stock),
         row("llm-13b/a-peft-zero3-adapters-cast-to-bf16", _zero3, whole, **stock, zero_init=False),
         row("llm-13b/ours-plain-torch", ours, _16K, engine="local"),
@@ -71,12 +75,16 @@ def rows_of(part: str, tiny: bool, curve: int) -> list[Row]:
 
 
 def compare(results: Path) -> None:
-    """Print how far the losses of our 13 B row are from those of each peer in a file of results."""
+    """Print how far apart the losses of any two 13 B rows are in a file of results, ours first, then the peers."""
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    for other in sorted(
-        {r["row"] for r in rows if r["row"].startswith(("llm-13b/a-", "llm-13b/b-")) and "losses" in r}
-    ):
-        print(json.dumps(loss_gap(rows, "llm-13b/ours-zero3", other)))
+    compared = ("llm-13b/ours-zero3", "llm-13b/a-", "llm-13b/b-")
+    names = sorted({r["row"] for r in rows if r["row"].startswith(compared) and "losses" in r}, key=_ours_first)
+    for row, other in combinations(names, 2):
+        print(json.dumps(loss_gap(rows, row, other)))
+
+
+def _ours_first(name: str) -> tuple[bool, str]:
+    return "ours" not in name, name
 
 
 if __name__ == "__main__":

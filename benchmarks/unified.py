@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import gc
+import gzip
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,7 +164,10 @@ def mark(device: torch.device) -> Any:
 
 
 def profiled(step: Callable[[Batch], None], batches: Iterator[Batch]) -> dict[str, Any]:
-    """Return how busy the GPU is in some steps under the profiler, which slows the host down."""
+    """Return how busy the GPU is in some steps under the profiler, which slows the host down, and with what.
+
+    EXOBIOME_BENCH_PROFILE names a file in which the trace is kept, compressed.
+    """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -173,12 +179,25 @@ def profiled(step: Callable[[Batch], None], batches: Iterator[Batch]) -> dict[st
             for _ in range(1 + PROFILED):
                 step(next(batches))
                 profiler.step()
-        events = json.loads(path.read_text())["traceEvents"]
+        text = path.read_text()
+    if kept := os.environ.get("EXOBIOME_BENCH_PROFILE"):
+        Path(kept).write_bytes(gzip.compress(text.encode(), 3))
+    events = json.loads(text)["traceEvents"]
     found = shares(events)
     return {
         "gpu_busy": found.gpu_busy, "profiled_step_s": found.step_s,
         "gpu_idle_ms_a_step": {name: round(ms, 2) for name, ms in idle_ms(events, most=16).items() if found.gpu_busy},
+        "kernels_ms_a_step": kernel_ms(events, found.steps),
     }  # fmt: skip
+
+
+def kernel_ms(events: Sequence[Mapping[str, Any]], steps: int, most: int = 16) -> dict[str, float]:
+    """Return how long the dearest kernels and copies of a trace run, in milliseconds a step, by name."""
+    sums: Counter[str] = Counter()
+    for event in events:
+        if event.get("ph") == "X" and event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            sums[event["name"][:90]] += event["dur"] / 1e3 / steps
+    return {name: round(ms, 2) for name, ms in sums.most_common(most)}
 
 
 def facts(losses: list[float]) -> dict[str, Any]:
@@ -210,7 +229,8 @@ class Answers(nn.Module):
 def parts() -> dict[str, Any]:
     """Time graph VAE, CNN with spectrum, and language model apart in plain torch on the batches of `ours`.
 
-    Tokenisers, fusion, heads and consistency are not among the parts: what they take counts against the whole.
+    Tokenisers, fusion, heads and consistency are not among the parts: what they take counts against the whole. The
+    profile is that of the language model.
     """
     config, asked = settings(), given()
     stream = open_data(config)
@@ -219,9 +239,7 @@ def parts() -> dict[str, Any]:
     coming = iter(stream)
     batches = [next(coming).to(device) for _ in range(asked.warm_up + asked.steps)]
 
-    def alone(objective: nn.Module) -> float:
-        gc.collect()
-        step = plain(config, objective, batches[0])
+    def alone(step: Callable[..., Any]) -> float:
         for batch in batches[: asked.warm_up]:
             step(batch)
         wait(device)
@@ -232,10 +250,16 @@ def parts() -> dict[str, Any]:
         return (time.perf_counter() - began) / asked.steps
 
     torch.manual_seed(0)
-    seconds = {part: alone(build_objective(part, config.model, chemistry)) for part in ("graph_vae", "cnn")}
+    seconds = {}
+    for part in ("graph_vae", "cnn"):
+        seconds[part] = alone(plain(config, build_objective(part, config.model, chemistry), batches[0]))
+        gc.collect()
     decoder = fused_decoder(SIZES[asked.size], within_gib=asked.within_gib)
-    seconds["language"] = alone(Answers(config, decoder))
-    return {f"{part}_s": s for part, s in seconds.items()} | {"sum_s": sum(seconds.values())} | facts([])
+    step = plain(config, Answers(config, decoder), batches[0])
+    seconds["language"] = alone(step)
+    result = {f"{part}_s": s for part, s in seconds.items()} | {"sum_s": sum(seconds.values())}
+    result |= {"layers_run_again": decoder.last_again} | profiled(step, iter(batches[-1 - PROFILED :]))
+    return result | facts([])
 
 
 def trainer_of_transformers() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from benchmarks.bench_step_time import rows_of
 from benchmarks.llm import Load, parameters_of
 from benchmarks.peers.llm import build
 from benchmarks.peers.unified import Padded
-from benchmarks.unified import SIZES
+from benchmarks.unified import SIZES, kernel_ms
 from data_pipeline.batch import TextBatch
 from models.configs import LanguageConfig
 from models.language import LanguageModel
@@ -44,3 +44,13 @@ def test_padded_rows_of_transformers_give_the_latents_and_answers_of_packed_ones
     torch.testing.assert_close(peer.latent, mine.latent, rtol=1e-4, atol=1e-4)
     assert mine.answer_tokens.tolist() == peer.answer_tokens.tolist() == [3, 3, 3]
     torch.testing.assert_close(peer.answer_nats.sum(), mine.answer_nats.sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_are_summed_by_name_and_divided_by_the_steps() -> None:
+    events = [
+        {"ph": "X", "cat": "kernel", "name": "gemm", "dur": 3000},
+        {"ph": "X", "cat": "kernel", "name": "gemm", "dur": 1000},
+        {"ph": "X", "cat": "gpu_memcpy", "name": "copy", "dur": 500},
+        {"ph": "X", "cat": "cpu_op", "name": "aten::mm", "dur": 9000},
+    ]
+    assert kernel_ms(events, steps=2) == {"gemm": 2.0, "copy": 0.25}

@@ -82,8 +82,19 @@ def trained(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": WEIGHT_DECAY}]
 
 
-def plain_loop(load: Load, *, liger: bool, checkpointing: bool, small_adapters: bool) -> dict[str, Any]:
-    """Train in a loop of torch alone."""
+def plain_loop(
+    load: Load, *, liger: bool, checkpointing: bool, small_adapters: bool, autocast: bool = False
+) -> dict[str, Any]:
+    """Train in a loop of torch alone.
+
+    Args:
+        load: What a step trains on.
+        liger: See `build`.
+        checkpointing: See `checkpointed`.
+        small_adapters: See `build`.
+        autocast: The forward runs under torch.autocast, as transformers runs it with bf16=True: adapters that are
+            kept in float32 multiply in bfloat16.
+    """
     started = time.monotonic()
     model = build(load, liger, fused_head=liger, small_adapters=small_adapters).train()
     if checkpointing:
@@ -96,7 +107,8 @@ def plain_loop(load: Load, *, liger: bool, checkpointing: bool, small_adapters: 
         total = 0.0
         for m in range(load.micro_batches):
             ids = words(load, i, m).to(device())
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss / load.micro_batches
+            with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
+                loss = model(input_ids=ids, labels=ids, use_cache=False).loss / load.micro_batches
             loss.backward()
             total += loss.detach()
         norms.append(float(nn.utils.clip_grad_norm_(parameters, CLIP_NORM)))
@@ -104,7 +116,10 @@ def plain_loop(load: Load, *, liger: bool, checkpointing: bool, small_adapters: 
         optimizer.zero_grad()
         return float(total)
 
-    facts = {"liger": liger, "checkpointing": checkpointing, "adapters": "bfloat16" if small_adapters else "float32"}
+    facts = {
+        "liger": liger, "checkpointing": checkpointing, "adapters": "bfloat16" if small_adapters else "float32",
+        "autocast": autocast,
+    }  # fmt: skip
     return measure(load, step, started) | facts | {"grad_norms": [float(f"{n:.4g}") for n in norms]}
 
 
