@@ -52,6 +52,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "rewired": ("benchmarks.peers.rewired:Rewired", {}),
     "real": ("benchmarks.peers.nearest_neighbour:Real", {}),  # what a perfect model would reach
 }
+UNNAMED = {  # instead of those, in sets whose nodes have no names
+    "ours": ("benchmarks.ours_unnamed:OursUnnamed", {}),
+    "ours_one_shot": ("benchmarks.ours_unnamed:OursUnnamed", {"steps": 1}),
+}
 UNTRAINED = ("nearest_neighbour", "rewired", "real")
 HEED_MASK = ("ours", "ours_one_shot")  # whose attribute use_mask may be changed after training; peers learn with it
 DATA = (*metabolic_sets.NAMES, *public_sets.NAMES)
@@ -88,7 +92,7 @@ def measure(data_name: str, model_name: str, seed: int) -> dict[str, Any]:
     """Train one model on one set, draw and judge."""
     given = options().parse_known_args()[0]
     data, organisms = load(data_name, given)
-    model = build(model_name, given.device, not given.no_mask)
+    model = build(model_name, given.device, not given.no_mask, data.named)
     drawn = train_and_draw(model, data, seed, given.budget, model_name in HEED_MASK and not given.no_mask)
     judge = judge_metabolic if data_name in metabolic_sets.NAMES else judge_graphs
     return {
@@ -111,11 +115,11 @@ def load(name: str, given: argparse.Namespace) -> tuple[GraphSet, tuple[str, ...
     return metabolic_sets.load(name) if name in metabolic_sets.NAMES else (public_sets.load(name, given.public), ())
 
 
-def build(name: str, device: str, use_mask: bool = True) -> Generator:
+def build(name: str, device: str, use_mask: bool = True, named: bool = True) -> Generator:
     """Return an untrained model by its name in MODELS; without the mask it may join any two labels."""
     import torch
 
-    place, arguments = MODELS[name]
+    place, arguments = MODELS[name] if named else UNNAMED.get(name, MODELS[name])
     if name not in UNTRAINED:
         arguments = {**arguments, "use_mask": use_mask}
     module, name_there = place.split(":")

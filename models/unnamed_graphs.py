@@ -1,0 +1,396 @@
+"""Draw graphs of exchangeable nodes by growth: node after node, each joined to those that are there.
+
+The state of a pair is one of {none, ->, <-, <->} or hidden, as in models/graph_decoder.py. Of a new node its parent is
+drawn first (the oldest node that it is joined to, or none: another component), then its label, then its pairs with the
+nodes after the parent, which are hidden and revealed in T rounds, the surest first. Everything before is decided, so
+that the structure of the revealed graph (hops, common neighbours, random walks) is exact. Nodes come breadth first;
+among the children of a node the one with the most edges to the graph so far is next, which walks around the node. A
+node whose children are all there is closed: no later node is joined to it. Nodes have no numbers but their age.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import noise
+from models.graph_decoder import BACKWARD, BOTH, FORWARD, HIDDEN_PAIR, NONE, PAIR_STATES, flipped, pair_state, reveal
+from models.graph_layers import FiLM, film
+
+HOPS = 8  # from here on two nodes are far from each other
+COMMON = 4  # common neighbours are counted up to one less
+WALKS = 6  # steps of random walks
+AGES = 24  # a node's age in nodes is told apart up to here
+PAIR_FEATURES = PAIR_STATES * COMMON + HOPS + WALKS
+NODE_FEATURES = PAIR_STATES + 3 + AGES + 2 + COMMON + 1 + WALKS
+GRAPH_FEATURES = 4
+NEVER = -1e9  # logit of what cannot be
+
+
+class Patch(NamedTuple):
+    """Growing graphs: the first nodes of each in their order, the newest one last, the others padding."""
+
+    newest: Int[Tensor, " B"]  # number of the newest node; those with smaller numbers are decided
+    opened: Int[Tensor, " B"]  # the first node that is not closed
+    size: Int[Tensor, " B"]  # nodes that the graph will have
+    label: Int[Tensor, "B N"]  # L (as many as there are labels) where it is hidden
+    state: Int[Tensor, "B N N"]  # NONE, FORWARD, BACKWARD, BOTH or HIDDEN_PAIR, seen from the first node
+
+
+class GrowthScores(NamedTuple):
+    """What the decoder says about the newest node."""
+
+    parent: Float[Tensor, "B P"]  # logits of 3 (j - 1) + state of the pair with the parent j, and of none at the end
+    pair: Float[Tensor, "B N 4"]  # logits of the states of (newest, j), seen from the newest
+    label: Float[Tensor, "B L"]  # logits
+
+
+class GrowthOrder(NamedTuple):
+    """An order in which graphs can grow."""
+
+    node: Int[Tensor, "B N"]  # which node comes as the k-th; padding comes last
+    nats: Float[Tensor, " B"]  # minus the log-probability of this order
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+def growth_order(joined: Bool[Tensor, "B N N"], mask: Bool[Tensor, "B N"], seed: Int[Tensor, " B"]) -> GrowthOrder:
+    """Draw an order: breadth first, then by most edges to the nodes before, then by chance; edges go both ways."""
+    size, count = mask.shape
+    joined = joined | joined.transpose(1, 2)
+    parent = torch.full((size, count), count, device=mask.device)  # place of the first neighbour that is there
+    edges = torch.zeros(size, count, device=mask.device)
+    waiting, rows = mask.clone(), torch.arange(size, device=mask.device)
+    place = torch.arange(count, device=mask.device)[None]
+    order, nats = [], torch.zeros(size, device=mask.device)
+    for k in range(count):
+        rank = torch.where(waiting, edges - (count + 1.0) * parent, NEVER)
+        best = (rank == rank.amax(1, keepdim=True)) & waiting
+        nats = nats + best.sum(1).clamp(min=1).log()
+        chance = noise.uniform(seed, 10_000 + k, place)
+        node = torch.where(best, 1.0 + chance, 0.0).argmax(1)
+        node = torch.where(waiting.any(1), node, k)  # padding stays at the end
+        order.append(node)
+        waiting[rows, node] = False
+        near = joined[rows, node]
+        parent = torch.where(near, parent.clamp(max=k), parent)
+        edges = edges + near
+    return GrowthOrder(torch.stack(order, 1), nats)
+
+
+def opened_before(joined: Bool[Tensor, "B N N"]) -> Int[Tensor, "B N"]:
+    """Return, for graphs in growth order, the first node that was not closed when each node came."""
+    count = joined.shape[1]
+    earlier = (joined | joined.transpose(1, 2)).tril(-1)
+    place = torch.arange(count, device=joined.device)
+    first = torch.where(earlier, place, count).amin(2)
+    first = torch.where(first == count, place, first)  # nothing before it: the start of another component
+    return torch.cat([first.new_zeros(len(first), 1), first.cummax(1).values[:, :-1]], 1)
+
+
+def patch_at(
+    newest: Int[Tensor, " B"],
+    size: Int[Tensor, " B"],
+    opened: Int[Tensor, " B"],
+    label: Int[Tensor, "B N"],
+    state: Int[Tensor, "B N N"],
+    hidden: Bool[Tensor, "B N"],
+    labels: int,
+) -> Patch:
+    """Return whole graphs in growth order as they were when a node was the newest.
+
+    Args:
+        hidden: Pairs of the newest node that are not decided yet.
+        labels: How many there are.
+    """
+    rows, place = torch.arange(len(newest), device=newest.device), torch.arange(label.shape[1], device=newest.device)
+    is_newest, there = place == newest[:, None], place <= newest[:, None]
+    state = torch.where(there[:, :, None] & there[:, None, :], state, NONE)
+    row = torch.where(hidden, HIDDEN_PAIR, state[rows, newest])
+    state = torch.where(is_newest[:, :, None], row[:, None, :], state)
+    state = torch.where(is_newest[:, None, :], flipped(row)[:, :, None], state)
+    return Patch(newest, opened, size, torch.where(there, label, labels), state)
+
+
+def open_nodes(patch: Patch) -> Bool[Tensor, "B N"]:
+    """Return the nodes before the newest that it can be joined to."""
+    place = torch.arange(patch.label.shape[1], device=patch.label.device)
+    return (place < patch.newest[:, None]) & (place >= patch.opened[:, None])
+
+
+# --- structure --------------------------------------------------------------------------------------------------------
+def structure(patch: Patch) -> tuple[Float[Tensor, "B N F"], Float[Tensor, "B N N G"]]:
+    """Return what nodes and pairs look like in the revealed graph; hidden pairs count as not joined."""
+    state, count = patch.state, patch.state.shape[1]
+    place = torch.arange(count, device=state.device)
+    out, into = (state == FORWARD) | (state == BOTH), (state == BACKWARD) | (state == BOTH)
+    joined = (out | into).float()
+    eye = torch.eye(count, device=state.device)
+    near = joined @ joined
+    common = (near * (1.0 - eye)).clamp(max=COMMON - 1)
+    reached, hops = eye.expand_as(joined), torch.zeros_like(joined)
+    for _ in range(HOPS - 1):
+        hops = hops + (reached == 0)
+        reached = ((reached @ joined + reached) > 0).float()
+    degree = joined.sum(2)
+    step = joined / degree.clamp(min=1.0)[..., None]
+    walks, walk = [], step
+    for _ in range(WALKS):
+        walk = walk @ step
+        walks.append(walk)
+    walked = torch.stack(walks, -1)
+    pairs = torch.cat(
+        [
+            F.one_hot(state * COMMON + common.long(), PAIR_STATES * COMMON).float(),
+            F.one_hot(hops.long(), HOPS).float(),
+            walked.sqrt(),
+        ],
+        -1,
+    )
+    rows = torch.arange(len(state), device=state.device)
+    age = (patch.newest[:, None] - place).clamp(0, AGES - 1)
+    sides = F.one_hot(common.long(), COMMON).float()
+    flags = [place == patch.newest[:, None], open_nodes(patch), place == patch.opened[:, None]]
+    nodes = torch.cat(
+        [
+            F.one_hot(state[rows, patch.newest], PAIR_STATES).float(),
+            torch.stack(flags, -1).float(),
+            F.one_hot(age, AGES).float(),
+            torch.stack([out.sum(2), into.sum(2)], -1).float().log1p(),
+            (joined[..., None] * sides).sum(2).log1p(),
+            (near * joined).sum(2, keepdim=True).log1p(),
+            walked.diagonal(dim1=1, dim2=2).transpose(1, 2),
+        ],
+        -1,
+    )
+    return nodes, pairs
+
+
+class GrowthDecoder(nn.Module):
+    """Transformer over the nodes of a patch whose attention sees the revealed structure; scores the newest node."""
+
+    log_sizes: Tensor
+    edge: Tensor
+    never: Tensor
+
+    def __init__(
+        self,
+        labels: int,
+        directed: bool,
+        condition_dim: int,
+        log_sizes: Float[Tensor, " S"],
+        width: int = 64,
+        heads: int = 8,
+        layers: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        """Make an untrained decoder.
+
+        Args:
+            labels: How many node labels there are.
+            directed: Else only NONE and BOTH are possible.
+            condition_dim: 0 in sets without conditions.
+            log_sizes: Log-frequency of graphs with 1, 2, ... nodes in training; the condition moves it.
+        """
+        super().__init__()
+        self.labels, self.heads, self.layers = labels, heads, layers
+        self.register_buffer("log_sizes", log_sizes)
+        states = torch.tensor([NONE, FORWARD, BACKWARD, BOTH])
+        self.register_buffer("edge", states != NONE)
+        self.register_buffer("never", ((states == FORWARD) | (states == BACKWARD)) & (not directed))
+        self.sizes = nn.Linear(condition_dim, len(log_sizes)) if condition_dim else None
+        self.read = nn.Sequential(nn.Linear(NODE_FEATURES, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.name = nn.Embedding(labels + 1, width)
+        self.whole = nn.Sequential(nn.Linear(GRAPH_FEATURES + condition_dim, width), nn.GELU())
+        self.film = FiLM(width, width, 2 * layers)
+        self.bias = nn.Linear(PAIR_FEATURES, layers * heads)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * layers + 1))
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(layers))
+        self.merge = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(layers))
+        self.feed = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width)) for _ in range(layers)
+        )
+        self.write_label = nn.Linear(width, labels)
+        self.ends = nn.Linear(width, 2 * width)
+        self.between = nn.Linear(PAIR_FEATURES, width)
+        self.write_pair, self.write_parent = nn.Linear(width, 4), nn.Linear(width, 3)
+        self.write_root = nn.Linear(width, 1)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.bias.weight, std=0.3)
+        with torch.no_grad():
+            self.write_pair.bias.copy_(torch.tensor([2.0, 0.0, 0.0, 0.0]))
+            self.write_root.bias.fill_(-2.0)
+
+    def size_logits(self, condition: Float[Tensor, "B C"]) -> Float[Tensor, "B S"]:
+        """Return logits of graphs with 1, 2, ... nodes."""
+        base = self.log_sizes.expand(len(condition), -1)
+        return base if self.sizes is None else base + self.sizes(condition)
+
+    def forward(self, patch: Patch, condition: Float[Tensor, "B C"]) -> GrowthScores:
+        """Return the scores; pairs with closed nodes are NONE for certain."""
+        size, count = patch.label.shape
+        rows, place = torch.arange(size, device=condition.device), torch.arange(count, device=condition.device)
+        own, pairs = structure(patch)
+        most = len(self.log_sizes)
+        left, wanted = patch.size - patch.newest, patch.size.float()
+        here = [wanted / most, left / wanted, left.float().log(), (patch.newest - patch.opened).float().log1p()]
+        whole = self.whole(torch.cat([torch.stack(here, -1), condition], -1))
+        x = self.read(own) + self.name(patch.label)
+        bias = self.bias(pairs).permute(3, 0, 1, 2).contiguous().unflatten(0, (self.layers, self.heads)).transpose(1, 2)
+        there = place <= patch.newest[:, None]
+        bias = bias + torch.where(there, 0.0, -1e4).to(bias.dtype)[None, :, None, None, :]
+        joined = ((patch.state != NONE) & (patch.state != HIDDEN_PAIR)).to(x.dtype)
+        sites = self.film(whole)
+        for layer in range(self.layers):
+            h = film(self.norms[2 * layer](x), sites[2 * layer])
+            q, k, v = self.qkv[layer](h).view(size, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[layer].to(q.dtype))
+            # A sum over neighbours beside the means of attention: means cannot count.
+            summed = joined.to(v.dtype) @ v.transpose(1, 2).flatten(2) * 0.3
+            seen = seen.transpose(1, 2).flatten(2)
+            x = x + self.dropout(self.merge[layer](torch.cat([seen, summed], -1)))
+            x = x + self.dropout(self.feed[layer](film(self.norms[2 * layer + 1](x), sites[2 * layer + 1])))
+        x = self.norms[-1](x)
+        newest = x[rows, patch.newest]
+        j, i = self.ends(x).chunk(2, -1)
+        pair = F.gelu(j + i[rows, patch.newest][:, None] + self.between(pairs[rows, patch.newest]))
+        impossible = ~open_nodes(patch)[..., None] | self.never
+        parent = self.write_parent(pair).float().masked_fill(impossible[..., 1:], NEVER).flatten(1)
+        return GrowthScores(
+            torch.cat([parent, self.write_root(newest).float()], 1),
+            self.write_pair(pair).float().masked_fill(impossible & self.edge, NEVER),
+            self.write_label(newest).float(),
+        )
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+def parents(row: Int[Tensor, "B N"], newest: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """Return the oldest node that the newest is joined to; the newest itself where there is none."""
+    place = torch.arange(row.shape[1], device=row.device)
+    return torch.where((row != NONE) & (place < newest[:, None]), place, newest[:, None]).amin(1)
+
+
+def growth_nats(
+    decoder: GrowthDecoder, patch: Patch, label: Int[Tensor, "B N"], row: Int[Tensor, "B N"], condition: Tensor
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Return minus the log-probabilities of the newest node's parent, of its label and of its other pairs.
+
+    The last is an estimate of a bound, without bias when as many pairs as are hidden are a random share of those after
+    the parent, each number equally often.
+
+    Args:
+        patch: With pairs of the newest node hidden: all (only the parent's term has a meaning), or some.
+        label: Of all nodes.
+        row: States of the newest node's pairs.
+    """
+    scores = decoder(patch, condition)
+    rows, place = torch.arange(len(label), device=label.device), torch.arange(label.shape[1], device=label.device)
+    hidden = patch.state[rows, patch.newest] == HIDDEN_PAIR
+    each = F.cross_entropy(scores.pair.transpose(1, 2), row, reduction="none")
+    parent = parents(row, patch.newest)
+    others = (open_nodes(patch) & (place > parent[:, None])).sum(1)
+    pairs = (each * hidden).sum(1) / hidden.sum(1).clamp(min=1) * others
+    chosen = torch.where(parent < patch.newest, 3 * parent + row[rows, parent] - 1, scores.parent.shape[1] - 1)
+    return (
+        F.cross_entropy(scores.parent, chosen, reduction="none"),
+        F.cross_entropy(scores.label, label[rows, patch.newest], reduction="none"),
+        pairs,
+    )
+
+
+# --- drawing ----------------------------------------------------------------------------------------------------------
+def grow(
+    decoder: GrowthDecoder,
+    size: Int[Tensor, " B"],
+    condition: Float[Tensor, "B C"],
+    seed: Int[Tensor, " B"],
+    steps: int,
+    temperature: float = 1.0,
+    corrections: int = 0,
+    multiple: int = 1,
+) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N N"]]:
+    """Return labels and adjacency of new graphs; beyond its size a graph is empty.
+
+    Args:
+        size: Nodes of each graph, not rising from row to row.
+        seed: Of each graph: what is drawn depends on nothing else.
+        steps: Rounds in which the pairs of a node are revealed.
+        corrections: Rounds in which the least sure half of the pairs of a node is hidden and drawn again.
+        multiple: Patches are padded to a multiple of this many nodes.
+    """
+    total, most = len(size), int(size.max())
+    device = size.device
+    padded = -(-most // multiple) * multiple
+    label = torch.zeros(total, padded, dtype=torch.long, device=device)
+    state = torch.zeros(total, padded, padded, dtype=torch.long, device=device)
+    opened = torch.zeros_like(size)
+    counts = (size[None] > torch.arange(most, device=device)[:, None]).sum(1).tolist()
+    for k, there in enumerate(counts):
+        cut = min(-(-(k + 1) // multiple) * multiple, padded)
+        names, states = label[:there, :cut].clone(), state[:there, :cut, :cut].clone()
+        newest = torch.full((there,), k, device=device)
+        names[:, k:] = decoder.labels
+        patch = Patch(newest, opened[:there], size[:there], names, states)
+        patch = _draw_node(decoder, patch, condition[:there], seed[:there], steps, temperature, corrections)
+        label[:there, k], state[:there, :cut, :cut] = patch.label[:, k], patch.state
+        before = patch.state[:, k] != NONE
+        first = torch.where(before.any(1), before.byte().argmax(1), k)
+        opened[:there] = torch.maximum(opened[:there], first)
+    return label, (state == FORWARD) | (state == BOTH)
+
+
+def _draw_node(
+    decoder: GrowthDecoder, patch: Patch, condition: Tensor, seed: Tensor, steps: int, temperature: float, again: int
+) -> Patch:
+    """Draw the parent of the newest node, its label, then its other pairs."""
+    k, stream = int(patch.newest[0]), 1_000 * (int(patch.newest[0]) + 1)
+    place = torch.arange(patch.label.shape[1], device=seed.device)[None]
+    if k > 0:
+        row = torch.where(open_nodes(patch), HIDDEN_PAIR, NONE)
+        scores = decoder(patch._replace(state=_with_row(patch.state, k, row)), condition)
+        chosen = _draw(scores.parent / temperature, noise.uniform(seed, stream, place[:, :1])[:, 0])[:, None]
+        row = torch.where((place > chosen // 3) & (chosen < 3 * place.shape[1]), row, NONE)
+        row = torch.where((place == chosen // 3) & (place < k), 1 + chosen % 3, row)
+        patch = patch._replace(state=_with_row(patch.state, k, row))
+    name = torch.zeros_like(seed)
+    if decoder.labels > 1:
+        name = _draw(decoder(patch, condition).label / temperature, noise.uniform(seed, stream + 1, place[:, :1])[:, 0])
+    patch = patch._replace(label=torch.where(place == k, name[:, None], patch.label))
+    hidden = patch.state[:, k] == HIDDEN_PAIR
+    for step in range(steps + again if k > 0 else 0):
+        row = patch.state[:, k]
+        if step >= steps:  # hide what the rest of the row makes least likely
+            sure = torch.log_softmax(decoder(patch, condition).pair, -1).gather(2, row[..., None])[..., 0]
+            rank = torch.where(hidden, sure, torch.inf).argsort(1).argsort(1)
+            row = torch.where(hidden & (rank < (hidden.sum(1, keepdim=True) + 1) // 2), HIDDEN_PAIR, row)
+            patch = patch._replace(state=_with_row(patch.state, k, row))
+        log_share = torch.log_softmax(decoder(patch, condition).pair / temperature, -1)
+        doubt = -(log_share.exp() * log_share.clamp(min=-1e4)).sum(-1)
+        chosen = reveal(doubt, row == HIDDEN_PAIR, max(steps - step, 1))
+        value = _draw(log_share, noise.uniform(seed, stream + 2 + step, place))
+        patch = patch._replace(state=_with_row(patch.state, k, torch.where(chosen, value, row)))
+    return patch
+
+
+def _draw(logits: Tensor, u: Tensor) -> Tensor:
+    """Return which state a uniform number stands for; one that cannot be is never drawn."""
+    share = torch.softmax(logits, -1).cumsum(-1)
+    return (u[..., None] * share[..., -1:] > share[..., :-1]).sum(-1)
+
+
+def _with_row(state: Tensor, k: int, row: Tensor) -> Tensor:
+    state = state.clone()
+    state[:, k], state[:, :, k] = row, flipped(row)
+    return state
+
+
+def ordered(
+    adjacency: Bool[Tensor, "B N N"], label: Int[Tensor, "B N"], order: Int[Tensor, "B N"]
+) -> tuple[Int[Tensor, "B N N"], Int[Tensor, "B N"], Int[Tensor, "B N"]]:
+    """Return pair states, labels and first open nodes of graphs whose nodes are put in an order."""
+    rows = torch.arange(len(order), device=order.device)[:, None, None]
+    moved = adjacency[rows, order[:, :, None], order[:, None, :]]
+    return pair_state(moved), label.gather(1, order), opened_before(moved)
