@@ -31,6 +31,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PEER = "transformers-zero3"
 PARITY = "parity"
 SIZES = {"1b": "1b", "13b": "13b", "small": "tiny"}
+PASSED_ON = (
+    "counted", "calls", "model", "profile", "frozen_base", "sharing", "gathers", "gathered_bytes_at_most_by_model",
+    "links", "built_s", "allocated_after_build_gib",
+)  # fmt: skip
 NCCL = ("NCCL_NVLS_ENABLE", "NCCL_ALGO", "NCCL_PROTO", "NCCL_P2P_DISABLE")
 
 
@@ -113,7 +117,6 @@ class Runner:
         }  # fmt: skip
         if self._on_gpu:
             shared["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
-            shared.setdefault("PYTORCH_CUDA_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""))
         else:
             shared |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         command = [
@@ -185,17 +188,7 @@ def rows_of(job: Job, found: dict[str, Any], alone: Mapping[str, Any] | None) ->
     if one:
         weak["efficiency"] = weak["samples_per_s_a_gpu"] / one["samples_per_s_a_gpu"]
         weak["efficiency_in_tokens"] = weak["tokens_per_s_a_gpu"] / one["tokens_per_s_a_gpu"]
-    rest = (
-        "counted",
-        "calls",
-        "model",
-        "profile",
-        "frozen_base",
-        "sharing",
-        "gathers",
-        "gathered_bytes_at_most_by_model",
-    )
-    weak |= {k: found[k] for k in (*rest, "links", "built_s", "allocated_after_build_gib") if k in found}
+    weak |= {k: found[k] for k in PASSED_ON if k in found}
     if "model" in found:
         weak["bytes_equal_the_model"] = _sum(found["counted"].values()) == found["model"]
     if base := found.get("frozen_base"):
@@ -263,7 +256,8 @@ def parity_rows(runner: Runner, size: str, ranks: int) -> list[dict[str, Any]]:
             "losses_of_one": alone["losses"], "same_samples": whole["sample_ids"] == alone["sample_ids"],
         },
         {
-            "row": names[1], "gpus": ranks, "samples_exact": read == whole["sample_ids"], "samples": sum(map(len, read)),
+            "row": names[1], "gpus": ranks, "samples": sum(map(len, read)),
+            "samples_exact": read == whole["sample_ids"],
             "largest_relative_difference": max(abs(a / b - 1) for a, b in zip(went_on, whole["losses"], strict=True)),
             "losses": went_on,
         },

@@ -1,4 +1,4 @@
-"""Do one rank's part of a scaling job: `python -m benchmarks.scaling_rank --job JOB --result FILE`, started per rank."""
+"""Do one rank's part of a scaling job: `python -m benchmarks.scaling_rank --job JOB --result FILE`, one per rank."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class Walk(NamedTuple):
 
 
 def walk(
-    root: nn.Module, leaves: Sequence[nn.Module], run: Callable[[], Tensor], mark: Callable[[], None] | None = None
+    root: nn.Module, leaves: Sequence[nn.Module], run: Callable[[], Any], mark: Callable[[], None] | None = None
 ) -> Walk:
     """Run a micro-batch forward and backward and return what it meets; works on the meta device too.
 

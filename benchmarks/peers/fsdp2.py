@@ -1,4 +1,4 @@
-"""The same networks under FSDP2 (torch.distributed.fsdp.fully_shard): every decoder layer a unit, bfloat16, prefetch."""
+"""The same networks under FSDP2 (torch.distributed.fsdp.fully_shard): each decoder layer a unit, bfloat16, prefetch."""
 
 from __future__ import annotations
 
