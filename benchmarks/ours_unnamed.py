@@ -55,12 +55,12 @@ class OursUnnamed:
         self,
         device: torch.device,
         use_mask: bool = True,
-        steps: int = 4,
-        temperature: float = 0.8,
-        corrections: int = 0,
+        steps: int = 8,
+        temperature: float = 1.0,
+        least: float = 0.05,
         dropout: float = 0.1,
     ) -> None:
-        self.device, self.steps, self.temperature, self.corrections = device, steps, temperature, corrections
+        self.device, self.steps, self.temperature, self.least = device, steps, temperature, least
         self.gpu, self.dropout = device.type == "cuda", dropout
         self.multiple = 8 if self.gpu else 1  # patches are padded to: attention kernels want it
 
@@ -128,7 +128,7 @@ class OursUnnamed:
         seeds = (seeds.double() * 2**40).long().to(self.device)
         with torch.no_grad(), self._precision():
             share = torch.softmax(self.net.size_logits(seen).float(), -1).cumsum(-1)
-            u = noise.uniform(seeds, 1, torch.zeros(1, 1, device=self.device))
+            u = noise.uniform(seeds, 1, torch.zeros(1, 1, dtype=torch.long, device=self.device))
             size = 1 + (u > share[:, :-1]).sum(1)
             drawn: dict[int, Graph] = {}
             for rows in torch.argsort(size, descending=True, stable=True).split(CHUNK):
@@ -139,7 +139,7 @@ class OursUnnamed:
                     seeds[rows],
                     self.steps,
                     self.temperature,
-                    self.corrections,
+                    self.least,
                     self.multiple,
                 )
                 mask = torch.arange(label.shape[1], device=self.device) < size[rows, None]

@@ -10,6 +10,7 @@ node whose children are all there is closed: no later node is joined to it. Node
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -201,7 +202,11 @@ class GrowthDecoder(nn.Module):
         states = torch.tensor([NONE, FORWARD, BACKWARD, BOTH])
         self.register_buffer("edge", states != NONE)
         self.register_buffer("never", ((states == FORWARD) | (states == BACKWARD)) & (not directed))
-        self.sizes = nn.Linear(condition_dim, len(log_sizes)) if condition_dim else None
+        self.sizes = (
+            nn.Sequential(nn.Linear(condition_dim, 2 * width), nn.GELU(), nn.Linear(2 * width, len(log_sizes)))
+            if condition_dim
+            else None
+        )
         self.read = nn.Sequential(nn.Linear(NODE_FEATURES, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.name = nn.Embedding(labels + 1, width)
         self.whole = nn.Sequential(nn.Linear(GRAPH_FEATURES + condition_dim, width), nn.GELU())
@@ -309,7 +314,7 @@ def grow(
     seed: Int[Tensor, " B"],
     steps: int,
     temperature: float = 1.0,
-    corrections: int = 0,
+    least: float = 0.0,
     multiple: int = 1,
 ) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N N"]]:
     """Return labels and adjacency of new graphs; beyond its size a graph is empty.
@@ -318,7 +323,7 @@ def grow(
         size: Nodes of each graph, not rising from row to row.
         seed: Of each graph: what is drawn depends on nothing else.
         steps: Rounds in which the pairs of a node are revealed.
-        corrections: Rounds in which the least sure half of the pairs of a node is hidden and drawn again.
+        least: What is less likely than this share of the likeliest is never drawn: rare things are often mistakes.
         multiple: Patches are padded to a multiple of this many nodes.
     """
     total, most = len(size), int(size.max())
@@ -334,7 +339,7 @@ def grow(
         newest = torch.full((there,), k, device=device)
         names[:, k:] = decoder.labels
         patch = Patch(newest, opened[:there], size[:there], names, states)
-        patch = _draw_node(decoder, patch, condition[:there], seed[:there], steps, temperature, corrections)
+        patch = _draw_node(decoder, patch, condition[:there], seed[:there], steps, temperature, least)
         label[:there, k], state[:there, :cut, :cut] = patch.label[:, k], patch.state
         before = patch.state[:, k] != NONE
         first = torch.where(before.any(1), before.byte().argmax(1), k)
@@ -343,7 +348,7 @@ def grow(
 
 
 def _draw_node(
-    decoder: GrowthDecoder, patch: Patch, condition: Tensor, seed: Tensor, steps: int, temperature: float, again: int
+    decoder: GrowthDecoder, patch: Patch, condition: Tensor, seed: Tensor, steps: int, temperature: float, least: float
 ) -> Patch:
     """Draw the parent of the newest node, its label, then its other pairs."""
     k, stream = int(patch.newest[0]), 1_000 * (int(patch.newest[0]) + 1)
@@ -351,28 +356,30 @@ def _draw_node(
     if k > 0:
         row = torch.where(open_nodes(patch), HIDDEN_PAIR, NONE)
         scores = decoder(patch._replace(state=_with_row(patch.state, k, row)), condition)
-        chosen = _draw(scores.parent / temperature, noise.uniform(seed, stream, place[:, :1])[:, 0])[:, None]
+        chosen = _draw(_likely(scores.parent / temperature, least), noise.uniform(seed, stream, place[:, :1])[:, 0])
+        chosen = chosen[:, None]
         row = torch.where((place > chosen // 3) & (chosen < 3 * place.shape[1]), row, NONE)
         row = torch.where((place == chosen // 3) & (place < k), 1 + chosen % 3, row)
         patch = patch._replace(state=_with_row(patch.state, k, row))
     name = torch.zeros_like(seed)
     if decoder.labels > 1:
-        name = _draw(decoder(patch, condition).label / temperature, noise.uniform(seed, stream + 1, place[:, :1])[:, 0])
+        scores = decoder(patch, condition)
+        name = _draw(_likely(scores.label / temperature, least), noise.uniform(seed, stream + 1, place[:, :1])[:, 0])
     patch = patch._replace(label=torch.where(place == k, name[:, None], patch.label))
-    hidden = patch.state[:, k] == HIDDEN_PAIR
-    for step in range(steps + again if k > 0 else 0):
+    for step in range(steps if k > 0 else 0):
         row = patch.state[:, k]
-        if step >= steps:  # hide what the rest of the row makes least likely
-            sure = torch.log_softmax(decoder(patch, condition).pair, -1).gather(2, row[..., None])[..., 0]
-            rank = torch.where(hidden, sure, torch.inf).argsort(1).argsort(1)
-            row = torch.where(hidden & (rank < (hidden.sum(1, keepdim=True) + 1) // 2), HIDDEN_PAIR, row)
-            patch = patch._replace(state=_with_row(patch.state, k, row))
-        log_share = torch.log_softmax(decoder(patch, condition).pair / temperature, -1)
+        logits = _likely(decoder(patch, condition).pair / temperature, least)
+        log_share = torch.log_softmax(logits, -1)
         doubt = -(log_share.exp() * log_share.clamp(min=-1e4)).sum(-1)
-        chosen = reveal(doubt, row == HIDDEN_PAIR, max(steps - step, 1))
+        chosen = reveal(doubt, row == HIDDEN_PAIR, steps - step)
         value = _draw(log_share, noise.uniform(seed, stream + 2 + step, place))
         patch = patch._replace(state=_with_row(patch.state, k, torch.where(chosen, value, row)))
     return patch
+
+
+def _likely(logits: Tensor, least: float) -> Tensor:
+    """Return the logits without what is less likely than a share of the likeliest."""
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(max(least, 1e-30)), NEVER)
 
 
 def _draw(logits: Tensor, u: Tensor) -> Tensor:

@@ -1,0 +1,186 @@
+"""Graphs of exchangeable nodes that grow node by node."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.graph_sets import Graph, GraphSet
+from benchmarks.ours_unnamed import OursUnnamed
+from benchmarks.peers import dense_graphs
+from models.graph_decoder import BOTH, FORWARD, HIDDEN_PAIR, NONE
+from models.unnamed_graphs import (
+    COMMON,
+    HOPS,
+    PAIR_STATES,
+    GrowthDecoder,
+    Patch,
+    grow,
+    growth_order,
+    opened_before,
+    ordered,
+    parents,
+    patch_at,
+    structure,
+)
+
+CPU = torch.device("cpu")
+NO_CONDITION = torch.zeros(1, 0)
+
+
+def joined(edges: list[tuple[int, int]], nodes: int) -> torch.Tensor:
+    found = torch.zeros(1, nodes, nodes, dtype=torch.bool)
+    for a, b in edges:
+        found[0, a, b] = found[0, b, a] = True
+    return found
+
+
+WHEEL = joined([(0, i) for i in range(1, 6)] + [(i, i % 5 + 1) for i in range(1, 6)], 6)  # a centre and a ring of five
+
+
+def decoder(labels: int = 1, directed: bool = False) -> GrowthDecoder:
+    torch.manual_seed(0)
+    return GrowthDecoder(labels, directed, 0, torch.zeros(8), width=16, heads=2, layers=2).eval()
+
+
+def patch_of_wheel(hidden: list[int]) -> Patch:
+    state, label, opened = ordered(WHEEL, torch.zeros(1, 6, dtype=torch.long), torch.arange(6)[None])
+    chosen = torch.zeros(1, 6, dtype=torch.bool)
+    chosen[0, hidden] = True
+    return patch_at(torch.tensor([4]), torch.tensor([6]), opened[:, 4], label, state, chosen, 1)
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+def test_children_of_a_centre_come_around_it() -> None:
+    for seed in range(20):
+        order = growth_order(WHEEL, torch.ones(1, 6, dtype=torch.bool), torch.tensor([seed])).node
+        moved = ordered(WHEEL, torch.zeros_like(order), order)[0][0]
+        assert all((moved[k, :k] != NONE).sum() >= 2 for k in range(2, 6))  # each new node closes a triangle
+
+
+def test_a_path_that_starts_at_an_end_has_one_order_and_starts_are_drawn_evenly() -> None:
+    path, mask = joined([(0, 1), (1, 2)], 3), torch.ones(1, 3, dtype=torch.bool)
+    found = growth_order(path.expand(300, -1, -1), mask.expand(300, -1), torch.arange(300))
+    from_end = found.node[:, 0] == 0
+    assert found.node[from_end].unique(dim=0).tolist() == [[0, 1, 2]]
+    assert found.nats[from_end][0].item() == pytest.approx(math.log(3))
+    assert found.nats[found.node[:, 0] == 1][0].item() == pytest.approx(math.log(6))  # then two ends to choose from
+    assert 70 < from_end.sum() < 130
+
+
+def test_padding_comes_last_and_another_part_of_a_graph_after_the_first() -> None:
+    two = joined([(0, 2), (1, 3)], 5)
+    mask = torch.tensor([[True, True, True, True, False]])
+    order = growth_order(two, mask, torch.tensor([3])).node[0].tolist()
+    assert order[4] == 4 and {order[0], order[1]} in ({0, 2}, {1, 3})
+
+
+def test_a_node_is_closed_once_a_later_node_has_a_younger_parent() -> None:
+    path = joined([(0, 1), (1, 2), (2, 3)], 5)  # and a node alone
+    assert opened_before(path)[0].tolist() == [0, 0, 0, 1, 2]
+    assert opened_before(joined([(1, 2)], 3))[0].tolist() == [0, 0, 1]  # the second node starts another part
+    assert parents(torch.tensor([[NONE, BOTH, FORWARD, NONE]]), torch.tensor([3])).tolist() == [1]
+    assert parents(torch.tensor([[NONE, NONE, NONE, BOTH]]), torch.tensor([3])).tolist() == [3]
+
+
+# --- structure --------------------------------------------------------------------------------------------------------
+def test_hops_and_common_neighbours_are_those_of_what_is_revealed() -> None:
+    pairs = structure(patch_of_wheel([]))[1][0]  # nodes 0 to 4: a fan of three triangles
+    table, hops = pairs[..., : PAIR_STATES * COMMON].argmax(-1), pairs[..., PAIR_STATES * COMMON :][..., :HOPS]
+    assert table[0, 2] == BOTH * COMMON + 2 and table[0, 1] == BOTH * COMMON + 1 and table[1, 4] == NONE * COMMON + 1
+    assert hops.argmax(-1)[1].tolist() == [1, 0, 1, 2, 2, HOPS - 1]  # the last node is not there yet
+    hidden = structure(patch_of_wheel([0, 3]))[1][0]
+    assert hidden[4, 0, : PAIR_STATES * COMMON].argmax() // COMMON == HIDDEN_PAIR
+    assert hidden[..., PAIR_STATES * COMMON :][4, 0, HOPS - 1] == 1  # not joined to anything yet
+
+
+def test_padding_changes_no_score_and_closed_nodes_are_never_joined() -> None:
+    net, patch = decoder(), patch_of_wheel([2, 3])
+    patch = patch._replace(opened=torch.tensor([2]))
+    wide = patch._replace(
+        label=torch.nn.functional.pad(patch.label, (0, 3), value=1),
+        state=torch.nn.functional.pad(patch.state, (0, 3, 0, 3)),
+    )
+    one, other = net(patch, NO_CONDITION), net(wide, NO_CONDITION)
+    assert torch.allclose(one.pair[:, :4], other.pair[:, :4], atol=1e-5)
+    assert torch.allclose(one.parent[:, -1], other.parent[:, -1], atol=1e-5)
+    share = torch.softmax(one.pair, -1)[0]
+    assert (share[:2, NONE] == 1).all() and (share[2:4, FORWARD] == 0).all() and (share[2:4, BOTH] > 0).all()
+
+
+def test_what_is_drawn_for_a_graph_depends_on_its_seed_alone() -> None:
+    net, seeds = decoder(labels=3, directed=True), torch.tensor([5, 6, 7])
+    size = torch.tensor([7, 6, 4])
+    label, adjacency = grow(net, size, torch.zeros(3, 0), seeds, steps=3)
+    alone = grow(net, size[1:2], torch.zeros(1, 0), seeds[1:2], steps=3, multiple=8)
+    assert torch.equal(alone[0][0, :6], label[1, :6]) and torch.equal(alone[1][0, :6, :6], adjacency[1, :6, :6])
+    assert not adjacency.diagonal(dim1=1, dim2=2).any() and not adjacency[2, 4:].any() and label.max() <= 2
+    assert (adjacency != adjacency.transpose(1, 2)).any()
+
+
+# --- the generator ----------------------------------------------------------------------------------------------------
+@pytest.fixture(autouse=True)
+def budgets_are_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a second pass with every look at the clock: as many steps on a busy machine as on an idle one."""
+    ticks = itertools.count()
+    monkeypatch.setattr(dense_graphs, "now", lambda: float(next(ticks)))
+
+
+def set_of(graphs: list[Graph], directed: bool, labels: int) -> GraphSet:
+    return GraphSet(
+        name="tiny", directed=directed, vocabulary=tuple("abc"[:labels]), named=False, allowed=None,
+        train=tuple(graphs), held_out=tuple(graphs), test=tuple(graphs),
+    )  # fmt: skip
+
+
+def shuffled(labels: list[int], edges: list[tuple[int, int]], condition: float, seed: int) -> Graph:
+    order = np.random.default_rng(seed).permutation(len(labels))
+    adjacency = np.zeros((len(labels), len(labels)), bool)
+    for a, b in edges:
+        adjacency[order[a], order[b]] = True
+    moved = np.zeros(len(labels), np.int64)
+    moved[order] = labels
+    return Graph(moved, adjacency, np.float32([condition]))
+
+
+def test_a_condition_decides_between_a_labelled_directed_path_and_a_ring_of_more_nodes() -> None:
+    kinds = {-1.0: ([0, 1, 2], [(0, 1), (1, 2)]), 1.0: ([1, 1, 1, 1], [(0, 1), (1, 2), (2, 3), (3, 0)])}
+    graphs = [shuffled(*kinds[c], c, i) for i in range(8) for c in kinds]
+    model = OursUnnamed(CPU, dropout=0.0)
+    model.fit(set_of(graphs, True, 3), 240, 0)
+    asked = np.float32([[-1.0], [1.0]] * 20)
+    drawn = model.sample(asked, 0)
+    right = 0
+    for (condition,), graph in zip(asked.tolist(), drawn, strict=True):
+        labels, edges = kinds[condition]
+        found = {(graph.labels[i], graph.labels[j]) for i, j in np.argwhere(graph.adjacency)}
+        same = found == {(labels[a], labels[b]) for a, b in edges} and graph.adjacency.sum() == len(edges)
+        right += same and sorted(graph.labels.tolist()) == labels
+    assert right >= 36
+    again = model.sample(asked, 0)
+    assert all(np.array_equal(a.adjacency, b.adjacency) for a, b in zip(drawn, again, strict=True))
+
+
+def test_what_the_bound_promises_to_all_graphs_of_at_most_two_nodes_is_at_most_certainty() -> None:
+    none = np.zeros(0, np.float32)
+    graphs = [Graph(np.array([i]), np.zeros((1, 1), bool), none) for i in range(2)]
+    for labels in itertools.product(range(2), repeat=2):
+        for forward, backward in itertools.product((False, True), repeat=2):
+            graphs.append(Graph(np.array(labels), np.array([[False, forward], [backward, False]]), none))
+    model = OursUnnamed(CPU, dropout=0.0)
+    model.fit(set_of(graphs, True, 2), 60, 0)
+    promised = sum(math.exp(-model.bound_nats([g] * 20)) for g in graphs)
+    assert 0.5 < promised < 1.03
+
+
+def test_a_graph_with_more_nodes_than_any_in_training_has_no_bound() -> None:
+    ring = partial(shuffled, [0] * 4, [(0, 1), (1, 2), (2, 3), (3, 0)], 0.0)
+    model = OursUnnamed(CPU)
+    model.fit(set_of([ring(i) for i in range(4)], True, 1), 3, 0)
+    large = Graph(np.zeros(40, np.int64), np.zeros((40, 40), bool), np.float32([0.0]))
+    assert math.isfinite(model.bound_nats([ring(9)])) and math.isinf(model.bound_nats([large]))
