@@ -132,7 +132,8 @@ def _warning(row: Mapping[str, Any]) -> list[str]:
         f"**Not to be relied on:** on {row['gpus']} GPUs the measured step is {off:.2f} of the foretold one (asked: "
         f"within {TOLERATED:.0%}), and {row['efficiency']:.1%} a GPU were measured. The model counts links "
         "and computation; it does not count the time that the host needs to start more gathers, in which the GPU has "
-        f"nothing to do ({row['profile']['idle']:.0%} of the profiled steps). What follows is a bound that ignores it.", "",
+        f"nothing to do ({row['profile']['idle']:.0%} of the profiled steps). What follows is a bound that ignores it.",
+        "",
     ]  # fmt: skip
 
 
