@@ -57,7 +57,6 @@ UNNAMED = {  # instead of those, in sets whose nodes have no names
     "ours_one_shot": ("benchmarks.ours_unnamed:OursUnnamed", {"steps": 1}),
 }
 UNTRAINED = ("nearest_neighbour", "rewired", "real")
-HEED_MASK = ("ours", "ours_one_shot")  # whose attribute use_mask may be changed after training; peers learn with it
 DATA = (*metabolic_sets.NAMES, *public_sets.NAMES)
 LEAST_DRAWS = 100  # of sets without conditions, in whole batches of the size of the test
 OVERHEAD_S = 600.0  # of reading, sampling and judging, before a row counts as hung
@@ -68,7 +67,6 @@ class Drawn(NamedTuple):
     """What a trained model drew, and what that took."""
 
     graphs: list[Graph]
-    unmasked: list[Graph]  # without the mask of known reactions; empty for models that cannot
     facts: dict[str, Any]
 
 
@@ -93,7 +91,7 @@ def measure(data_name: str, model_name: str, seed: int) -> dict[str, Any]:
     given = options().parse_known_args()[0]
     data, organisms = load(data_name, given)
     model = build(model_name, given.device, not given.no_mask, data.named)
-    drawn = train_and_draw(model, data, seed, given.budget, model_name in HEED_MASK and not given.no_mask)
+    drawn = train_and_draw(model, data, seed, given.budget)
     judge = judge_metabolic if data_name in metabolic_sets.NAMES else judge_graphs
     return {
         "benchmark": "generation",
@@ -127,9 +125,7 @@ def build(name: str, device: str, use_mask: bool = True, named: bool = True) -> 
     return model
 
 
-def train_and_draw(
-    model: Generator, data: GraphSet, seed: int, budget_seconds: float, heeds_mask: bool = False
-) -> Drawn:
+def train_and_draw(model: Generator, data: GraphSet, seed: int, budget_seconds: float) -> Drawn:
     """Train, then draw DRAWS graphs for each test condition, or whole batches of the size of the test without any.
 
     Args:
@@ -137,7 +133,6 @@ def train_and_draw(
         data: To learn from.
         seed: Of training and drawing.
         budget_seconds: Of training.
-        heeds_mask: Draw once more with the attribute use_mask turned off.
     """
     start = time.monotonic()
     model.fit(data, budget_seconds, seed)
@@ -146,17 +141,13 @@ def train_and_draw(
     graphs = checked(model.sample(conditions, seed), data, conditions)
     seconds = time.monotonic() - trained
     bound = model.bound_nats(data.test)
-    unmasked: list[Graph] = []
-    if heeds_mask and data.allowed is not None:
-        model.use_mask = False  # type: ignore[attr-defined]
-        unmasked = checked(model.sample(conditions, seed), data, conditions)
     facts = {
         "bound_nats": _plain(bound),
         "train_seconds": round(trained - start, 1),
         "sample_seconds_1000": round(1000 * seconds / len(conditions), 2),
         "parameters": parameters(model),
     }
-    return Drawn(graphs, unmasked, facts)
+    return Drawn(graphs, facts)
 
 
 def conditions_to_draw(data: GraphSet) -> np.ndarray:
@@ -229,10 +220,6 @@ def judge_metabolic(data: GraphSet, drawn: Drawn, organisms: Sequence[str]) -> d
         "environments": len(groups),
         "draws_per_environment": metabolic.DRAWS,
     }
-    if drawn.unmasked:
-        found["edge_precision_unmasked"] = oracle.edge_precision(
-            [metabolic.edges_of(g, data.vocabulary) for g in drawn.unmasked]
-        )
     if organisms:
         found["organisms_left_out"] = list(organisms)
     return found

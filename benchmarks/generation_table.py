@@ -12,7 +12,7 @@ import numpy as np
 from data_pipeline.errors import InputError
 
 COLUMNS = (
-    "edge_precision", "edge_precision_unmasked", "atp_feasible", "scope_coverage", "edge_f1", "mmd_degree",
+    "edge_precision", "atp_feasible", "scope_coverage", "edge_f1", "mmd_degree",
     "mmd_clustering", "mmd_orbit", "mmd_ratio_in_degree", "mmd_ratio_out_degree", "mmd_ratio_degree",
     "mmd_ratio_clustering", "mmd_ratio_spectrum", "mmd_ratio_connected", "mmd_ratio_orbit", "mmd_ratio_labels",
     "mmd_ratio_label_pairs", "acyclic", "valid_unique_novel", "unique", "novel", "bound_nats", "train_seconds",

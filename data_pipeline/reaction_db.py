@@ -62,13 +62,11 @@ def graph_of_edges(edges: Iterable[Edge], nutrients: Sequence[str]) -> GraphSamp
 
 
 def chemistry_table(vocabulary: Sequence[str]) -> dict[str, Any]:
-    """Return what models.biochemistry.Chemistry.from_dict reads: composition, possible edges and degree limits."""
+    """Return what models.biochemistry.Chemistry.from_dict reads: composition and possible edges."""
     row = {m: i for i, m in enumerate(vocabulary)}
     edges = sorted((row[s], row[p], kind) for (s, p), kind in load_reaction_db().kinds.items() if s in row and p in row)
     return {
         "metabolites": list(vocabulary),
         "composition": [list(composition(m)) for m in vocabulary],
         "allowed_edges": [list(edge) for edge in edges],
-        "max_in": np.bincount([p for _, p, _ in edges], minlength=len(row)).tolist(),
-        "max_out": np.bincount([s for s, _, _ in edges], minlength=len(row)).tolist(),
     }

@@ -1,4 +1,4 @@
-"""What chemistry allows between metabolites, with the losses that ask a predicted network to respect it."""
+"""What chemistry allows between metabolites."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ class Chemistry:
     metabolites: tuple[str, ...]
     composition: Float[Tensor, "M 8"]  # C H N O P S atoms, charge, mass in dalton
     edge_type: Int[Tensor, "M M"]  # [substrate, product], row of variables.EDGE_TYPES; 0: no known reaction
-    max_in: Int[Tensor, " M"]  # substrates that the DB knows for this product, at most
-    max_out: Int[Tensor, " M"]
 
     @property
     def allowed(self) -> Bool[Tensor, "M M"]:
@@ -34,8 +32,8 @@ class Chemistry:
     def from_dict(cls, table: dict[str, Any]) -> Chemistry:
         """Read the table that `to_dict` or data_pipeline.reaction_db.chemistry_table writes.
 
-        `allowed_edges` lists [substrate, product, type]; None, or no such key, allows every pair as type 1. Missing
-        degree limits mean none (the size of the vocabulary); a missing composition means zeros.
+        `allowed_edges` lists [substrate, product, type]; None, or no such key, allows every pair as type 1. A
+        missing composition means zeros.
 
         Raises:
             InputError: A list has the wrong length, or an edge names a metabolite or type that does not exist.
@@ -46,11 +44,9 @@ class Chemistry:
         size = len(names)
         if size == 0:
             raise InputError("chemistry.metabolites=[]: the vocabulary is empty; build data with at least one network")
-        for name in ("composition", "max_in", "max_out"):
-            if table.get(name) and len(table[name]) != size:
-                raise InputError(
-                    f"chemistry.{name} has {len(table[name])} rows for {size} metabolites; rebuild the data"
-                )
+        rows = table.get("composition")
+        if rows and len(rows) != size:
+            raise InputError(f"chemistry.composition has {len(rows)} rows for {size} metabolites; rebuild the data")
         edges = table.get("allowed_edges")
         if edges is None:
             edge_type = torch.ones(size, size, dtype=torch.int8).fill_diagonal_(0)
@@ -68,8 +64,6 @@ class Chemistry:
             metabolites=names,
             composition=torch.tensor(table.get("composition") or [[0.0] * COMPOSITION] * size, dtype=torch.float32),
             edge_type=edge_type,
-            max_in=torch.tensor(table.get("max_in") or [size] * size, dtype=torch.long),
-            max_out=torch.tensor(table.get("max_out") or [size] * size, dtype=torch.long),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,34 +76,4 @@ class Chemistry:
             "metabolites": list(self.metabolites),
             "composition": self.composition.tolist(),
             "allowed_edges": listed,
-            "max_in": self.max_in.tolist(),
-            "max_out": self.max_out.tolist(),
         }
-
-
-def valence_penalty(
-    edge_probability: Float[Tensor, "B N N"], max_in: Float[Tensor, "B N"], max_out: Float[Tensor, "B N"]
-) -> Float[Tensor, "B N"]:
-    """Return by how many edges the expected in- and out-degree of each metabolite exceed what the DB knows.
-
-    0 for every network that uses known reactions only; an edge that no reaction makes counts once its metabolite is
-    full.
-    """
-    excess_in = torch.relu(edge_probability.sum(1) - max_in)
-    excess_out = torch.relu(edge_probability.sum(2) - max_out)
-    return excess_in + excess_out
-
-
-def mass_balance_penalty(
-    edge_probability: Float[Tensor, "B N N"], source: Float[Tensor, "B N"], sink: Float[Tensor, "B N"]
-) -> Float[Tensor, "B N"]:
-    """Return the probability that a metabolite is made from nothing, plus that it piles up for ever.
-
-    At steady state production equals consumption (S v = 0), so a metabolite that is neither taken up from (`source` 1)
-    nor given off to (`sink` 1) the environment needs at least one edge in and one edge out. The probability of "no edge
-    in" is the product of (1 - p) over the possible substrates.
-    """
-    absent = torch.log1p(-edge_probability.clamp(max=1.0 - 1e-4))
-    from_nothing = torch.exp(absent.sum(1)) * (1.0 - source)
-    into_nothing = torch.exp(absent.sum(2)) * (1.0 - sink)
-    return from_nothing + into_nothing

@@ -15,39 +15,32 @@ def require(condition: bool, field_name: str, value: object, way_out: str) -> No
 
 @dataclass(frozen=True, kw_only=True)
 class GraphVAEConfig:
-    """Encoder, latents and decoder of metabolic networks."""
+    """Encoder and decoder of metabolic networks."""
 
     width: int = 96
     heads: int = 4
     encoder_layers: int = 2
+    latent_dim: int = 40  # of the vector that the fusion reads
     decoder_layers: int = 2
-    node_decoder_width: int = 256
-    node_latent_dim: int = 8
-    global_latent_dim: int = 32
-    prior_components: int = 64
-    dropout: float = 0.0
-    free_nats: float = 0.1  # KL of the global latent below this many nats a dimension costs nothing
-    all_hidden: float = 0.25  # share of training samples that are decoded from latent and environment alone
-    node_draws: int = 8  # how often a training step hides metabolites of each network, with different shares
-    sampling_steps: int = 16  # 8 made ATP in 70 to 76 % of held-out environments, 16 in 81 to 87 %
+    decoder_width: int = 256
+    exemplars: int = 1024  # networks that training saw last and a new one may be told after
+    mask: bool = True  # only edges that some known reaction makes; False: between any two metabolites
+    all_hidden: float = 0.4  # share of training samples of which all edges are hidden
+    draws: int = 4  # how often a training step hides edges of each network, with different shares
+    environment_shift: float = 0.1  # standard deviation of what training adds to the standardised environment
+    sampling_steps: int = 16
     temperature: float = 1.0
-
-    @property
-    def latent_dim(self) -> int:
-        """Numbers in the latent that the fusion reads: global beside pooled local ones."""
-        return self.global_latent_dim + self.node_latent_dim
 
     def __post_init__(self) -> None:
         require(
             self.width % self.heads == 0, "model.graph.width", self.width, f"must be a multiple of heads={self.heads}"
         )
-        require(0.0 <= self.dropout < 1.0, "model.graph.dropout", self.dropout, "must be in [0, 1)")
-        require(self.free_nats >= 0.0, "model.graph.free_nats", self.free_nats, "must be 0 or more")
         require(0.0 <= self.all_hidden < 1.0, "model.graph.all_hidden", self.all_hidden, "must be in [0, 1)")
+        shift = self.environment_shift
+        require(shift >= 0.0, "model.graph.environment_shift", shift, "must be 0 or more")
         require(self.temperature >= 0.0, "model.graph.temperature", self.temperature, "must be 0 or more")
         for name in (
-            "encoder_layers", "decoder_layers", "node_decoder_width", "node_latent_dim", "global_latent_dim",
-            "prior_components", "node_draws", "sampling_steps",
+            "encoder_layers", "latent_dim", "decoder_layers", "decoder_width", "exemplars", "draws", "sampling_steps",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"model.graph.{name}", getattr(self, name), "must be at least 1")
 

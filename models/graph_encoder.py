@@ -1,8 +1,6 @@
-"""Read a metabolic network and its environment into local (one a metabolite) and global latent distributions."""
+"""Read a metabolic network and its environment into one latent vector."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,15 +24,6 @@ SUPPLIED, END_PRODUCT = NODE_FEATURES.index("supplied"), NODE_FEATURES.index("en
 _ORGANICS = slice(ENVIRONMENT_NAMES.index(ORGANICS[0]), len(ENVIRONMENT_NAMES))
 
 
-class Posterior(NamedTuple):
-    """Diagonal normals over the latent of the network and the latents of its metabolites."""
-
-    global_mean: Float[Tensor, "B Z"]
-    global_log_var: Float[Tensor, "B Z"]
-    node_mean: Float[Tensor, "B N z"]
-    node_log_var: Float[Tensor, "B N z"]
-
-
 class EnvironmentEncoder(nn.Module):
     """Embed an environment; an absent one becomes a learned vector."""
 
@@ -48,13 +37,19 @@ class EnvironmentEncoder(nn.Module):
             nn.LayerNorm(width),
         )
 
-    def forward(self, environment: Float[Tensor, "B V"], present: Bool[Tensor, " B"]) -> Float[Tensor, "B D"]:
-        """Return the embedding; `environment` is in physical units.
+    def forward(
+        self,
+        environment: Float[Tensor, "B V"],
+        present: Bool[Tensor, " B"],
+        shift: Float[Tensor, "B V"] | None = None,
+    ) -> Float[Tensor, "B D"]:
+        """Return the embedding; `environment` is in physical units and `shift` moves its standardised numbers.
 
         Beside the standardised numbers the network reads how far each organic lies below the most concentrated one (in
         decades), since microbes use the best supplied carbon source first (Monod's diauxie).
         """
         numbers = standardise(torch.nan_to_num(environment.float()), ENVIRONMENT)
+        numbers = numbers if shift is None else numbers + shift
         organics = numbers[:, _ORGANICS]
         below_best = organics - organics.amax(1, keepdim=True)
         features = 2.0 * torch.cat([numbers.clamp(-2.0, 2.0), below_best.clamp(min=-2.0)], dim=1)
@@ -70,22 +65,19 @@ def scaled_composition(composition: Float[Tensor, "*rows 8"]) -> Float[Tensor, "
 class GraphEncoder(nn.Module):
     """Graph transformer over the directed edges of a network, conditioned on its environment through FiLM."""
 
-    def __init__(
-        self, width: int, heads: int, layers: int, global_dim: int, node_dim: int, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, width: int, heads: int, layers: int, latent_dim: int) -> None:
         super().__init__()
         pair = torch.arange(TYPES * TYPES)
         self.inputs = nn.Linear(COMPOSITION + 2 + POSITIONAL_DIM + 2, width)
         self.transformer = GraphTransformer(
-            width, heads, layers, width, successor=pair // TYPES > 0, predecessor=pair % TYPES > 0, dropout=dropout
+            width, heads, layers, width, successor=pair // TYPES > 0, predecessor=pair % TYPES > 0
         )
-        self.to_global = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, 2 * global_dim))
-        self.to_node = nn.Linear(width, 2 * node_dim)
+        self.to_latent = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, latent_dim))
 
     def forward(
         self, graph: GraphBatch, identity: Float[Tensor, "B N D"], environment: Float[Tensor, "B D"]
-    ) -> Posterior:
-        """Return the posterior.
+    ) -> Float[Tensor, "B Z"]:
+        """Return the latent.
 
         Args:
             identity: Embedding of each metabolite's name.
@@ -109,6 +101,4 @@ class GraphEncoder(nn.Module):
         size = real.sum(1).clamp(min=1.0)
         strongest = torch.where(graph.mask[..., None], nodes, -torch.inf).amax(1).nan_to_num(neginf=0.0)
         pooled = torch.cat([nodes.sum(1) / size, strongest, environment], dim=1)
-        global_mean, global_log_var = self.to_global(pooled).float().chunk(2, dim=-1)
-        node_mean, node_log_var = self.to_node(nodes).float().chunk(2, dim=-1)
-        return Posterior(global_mean, global_log_var.clamp(-8.0, 2.0), node_mean, node_log_var.clamp(-8.0, 2.0))
+        return self.to_latent(pooled)

@@ -1,8 +1,7 @@
-"""The conditional, directed, hierarchical VAE of metabolic networks."""
+"""The conditional VAE of directed metabolic networks, with an encoder that tells the fusion what a network is like."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -11,34 +10,40 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from data_pipeline.batch import GraphBatch
-from data_pipeline.variables import EDGE_TYPES
-from models import graph_decoder as decoder, noise
-from models.biochemistry import COMPOSITION, Chemistry, mass_balance_penalty, valence_penalty
+from data_pipeline.errors import InputError
+from models import edge_set, noise
+from models.biochemistry import COMPOSITION, Chemistry
 from models.configs import GraphVAEConfig
-from models.graph_encoder import END_PRODUCT, SUPPLIED, EnvironmentEncoder, GraphEncoder, scaled_composition
+from models.exemplars import Exemplars, digest, draw
+from models.graph_encoder import EnvironmentEncoder, GraphEncoder, scaled_composition
 from models.losses import Term
-from models.prior import MixturePrior, kl_to_mixture, kl_to_normal
+from models.masking import hidden_share
 
-NODE_LATENT, GLOBAL_LATENT, NODE_SHARE, NODE_HIDE, EDGE_SHARE, EDGE_HIDE = range(1, 7)  # streams of noise
+EXEMPLAR, FORGET, SHARE, HIDE, SHIFT = range(1, 6)  # streams of noise
+LATENTS = 100  # first of the streams that say how sure an edge is
+LATENT_DRAWS = 16  # exemplars from which the standard deviation of an edge's probability is measured
 GENERATION_CHUNK = 128  # networks decoded at a time, for bounded memory; the result does not depend on it
+MAX_EDGES = 65_536  # that may be known: the decoder has a row of weights for each
+_DRAW_STRIDE = 1 << 20  # noise of an edge does not depend on how many draws there are
 
 
 class GraphVAEOutput(NamedTuple):
-    """The pooled latent that the fusion reads, and what `graph_terms` needs (float32)."""
+    """The latent that the fusion reads, and what `graph_terms` needs (float32)."""
 
-    latent: Float[Tensor, "B D"]  # posterior mean of the global latent beside the mean of the local ones; 0 when absent
-    kl_nats: Float[Tensor, " B"]  # information in all latents
-    kl_charged_nats: Float[Tensor, " B"]  # the part above the free bits
-    node_logits: Float[Tensor, "B R M"]  # R draws of which metabolites are hidden
-    node_target: Bool[Tensor, "B M"]
-    node_weight: Float[Tensor, "B R M"]  # 1 / share hidden at hidden metabolites, else 0
-    supplied_logits: Float[Tensor, "B N"]
-    pair_logits: Float[Tensor, "B N N 4"]
-    pair_weight: Float[Tensor, "B N N"]  # 1 / share hidden at hidden pairs i < j, else 0
-    pair_hidden: Bool[Tensor, "B N N"]
-    edge_type_logits: Float[Tensor, "B N N T"]
-    max_in: Float[Tensor, "B N"]
-    max_out: Float[Tensor, "B N"]
+    latent: Float[Tensor, "B Z"]  # 0 when the network is absent
+    edges: Bool[Tensor, "B E"]  # of the network, among those that are known
+    recon_logits: Float[Tensor, "B E"]  # what the latent alone says of them
+    edge_logits: Float[Tensor, "B R E"]  # in R draws of which edges are hidden
+    edge_weight: Float[Tensor, "B R E"]  # 1 / share hidden at hidden edges, else 0
+    kl_nats: Float[Tensor, " B"]  # information in the choice of the exemplar
+
+
+class Decoded(NamedTuple):
+    """What the decoder says of the hidden edges of each network."""
+
+    logits: Float[Tensor, "B R E"]
+    weight: Float[Tensor, "B R E"]  # 1 / share hidden at hidden edges, else 0
+    kl_nats: Float[Tensor, " B"]
 
 
 class GeneratedGraphs(NamedTuple):
@@ -47,58 +52,51 @@ class GeneratedGraphs(NamedTuple):
     metabolite_index: Int[Tensor, "B N"]
     mask: Bool[Tensor, "B N"]
     adjacency: Bool[Tensor, "B N N"]
-    edge_type: Int[Tensor, "B N N"]
-    edge_std: Float[Tensor, "B N N"]  # standard deviation of the probability of each edge; 0 at padding
-    edge_probability: Float[Tensor, "B N N"]  # with which the pair was decided
+    edge_type: Int[Tensor, "B N N"]  # that the reaction DB gives
+    edge_probability: Float[Tensor, "B N N"]  # of each pair in this environment, whatever else there is
+    edge_std: Float[Tensor, "B N N"]  # standard deviation of that probability between exemplars
 
 
 class GraphVAE(nn.Module):
-    """Encode a network, draw its latents, decode it again; or draw latents from the environment and decode those."""
+    """Tell a network after one that training saw, edge by edge, so that it suits its environment."""
 
+    pairs: Tensor
+    edge_row: Tensor
     edge_type: Tensor
-    pair_row: Tensor
     composition: Tensor
-    max_in: Tensor
-    max_out: Tensor
 
     def __init__(self, config: GraphVAEConfig, chemistry: Chemistry) -> None:
+        """Build it for a vocabulary.
+
+        Raises:
+            InputError: More edges are possible than the decoder has rows for.
+        """
         super().__init__()
         self.config = config
         width, metabolites = config.width, len(chemistry.metabolites)
-        known = chemistry.allowed
-        pairs = int(known.sum())
-        rows = torch.zeros_like(known, dtype=torch.int32)
-        if pairs < decoder.MAX_PAIR_ROWS:
-            rows[known] = torch.arange(1, pairs + 1, dtype=torch.int32)
-        else:
-            pairs = 0
-        self.register_buffer("edge_type", chemistry.edge_type.clone(), persistent=False)
-        self.register_buffer("pair_row", rows, persistent=False)
+        possible = chemistry.allowed if config.mask else ~torch.eye(metabolites, dtype=torch.bool)
+        pairs = possible.nonzero()
+        if not 0 < len(pairs) <= MAX_EDGES:
+            raise InputError(
+                f"chemistry.allowed_edges: {len(pairs)} of {metabolites} metabolites; the graph VAE takes 1 to "
+                f"{MAX_EDGES}; leave out metabolites or name the edges that are possible"
+            )
+        rows = torch.zeros(metabolites, metabolites, dtype=torch.int64)
+        rows[possible] = torch.arange(1, len(pairs) + 1)
+        self.register_buffer("pairs", pairs, persistent=False)
+        self.register_buffer("edge_row", rows, persistent=False)  # 0: no such edge
+        self.register_buffer("edge_type", chemistry.edge_type.long().clamp(min=1), persistent=False)
         self.register_buffer("composition", scaled_composition(chemistry.composition), persistent=False)
-        self.register_buffer("max_in", chemistry.max_in.clone(), persistent=False)
-        self.register_buffer("max_out", chemistry.max_out.clone(), persistent=False)
 
         self.identity = nn.Embedding(metabolites, width)
         nn.init.normal_(self.identity.weight, std=0.5)
         self.read_composition = nn.Linear(COMPOSITION, width)
         self.environment_encoder = EnvironmentEncoder(width)
-        self.encoder = GraphEncoder(
-            width, config.heads, config.encoder_layers, config.global_latent_dim, config.node_latent_dim, config.dropout
-        )
-        self.prior = MixturePrior(width, config.prior_components, config.global_latent_dim)
-        self.condition = nn.Sequential(
-            nn.Linear(width + config.global_latent_dim, width), nn.GELU(), nn.Linear(width, width)
-        )
-        self.node_prior = nn.Sequential(
-            nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 2 * config.node_latent_dim)
-        )
-        self.supplied = nn.Linear(width, metabolites)
-        self.read_supplied = nn.Embedding(2, width)
-        self.read_node_latent = nn.Linear(config.node_latent_dim, width)
-        self.node_decoder = decoder.NodeDecoder(metabolites, config.node_decoder_width, config.decoder_layers, width)
-        self.edge_decoder = decoder.EdgeDecoder(
-            width, config.heads, config.decoder_layers, width, pairs + 1, config.dropout
-        )
+        self.encoder = GraphEncoder(width, config.heads, config.encoder_layers, config.latent_dim)
+        self.recon = nn.Linear(config.latent_dim, len(pairs))
+        self.surroundings = EnvironmentEncoder(width)
+        self.exemplars = Exemplars(len(pairs), width, config.exemplars)
+        self.decoder = edge_set.EdgeSetDecoder(len(pairs), config.decoder_width, config.decoder_layers, width)
 
     def forward(
         self,
@@ -108,72 +106,77 @@ class GraphVAE(nn.Module):
         noise_seed: Int[Tensor, " B"] | None = None,
         environment_visible: Bool[Tensor, " B"] | None = None,
     ) -> GraphVAEOutput:
-        """Encode the networks and predict the hidden part of each from the rest, its latents and its environment.
+        """Encode the networks, and predict the hidden edges of each from the rest, an exemplar and its environment.
 
         Args:
             environment: Physical units, variables.ENVIRONMENT.
             environment_present: Where False, a learned vector stands in.
-            noise_seed: One number a sample, from which its latent noise and its hidden parts are drawn; zeros by
-                default. In evaluation mode the latents are their means and only the hidden parts are drawn.
+            noise_seed: One number a sample, from which its exemplar and its hidden edges are drawn; zeros by default.
             environment_visible: Where False the encoder, and so `latent`, does not read the environment (the decoder
                 still does); `environment_present` by default.
         """
         seed = torch.zeros_like(graph.mask[:, 0], dtype=torch.long) if noise_seed is None else noise_seed
-        index, mask = graph.metabolite_index, graph.mask
-        surroundings = self.environment_encoder(environment, environment_present)
-        visible = surroundings
-        if environment_visible is not None:
-            visible = torch.where(
-                (environment_visible & environment_present)[:, None], surroundings, self.environment_encoder.null
-            )
-        identity = self.identity(index) + self.read_composition(self.composition[index])
-
-        posterior = self.encoder(graph, identity, visible)
-        global_latent = self._draw(posterior.global_mean, posterior.global_log_var, seed, GLOBAL_LATENT)
-        node_latent = self._draw(posterior.node_mean, posterior.node_log_var, seed, NODE_LATENT)
-        condition = self._condition(surroundings, global_latent)
-        node_prior_mean, node_prior_log_var = self._node_prior(identity, condition)
-        kl_global = kl_to_mixture(posterior.global_mean, posterior.global_log_var, self.prior(surroundings))
-        kl_node = kl_to_normal(posterior.node_mean, posterior.node_log_var, node_prior_mean, node_prior_log_var)
-        kl_node = torch.where(mask, kl_node, 0.0).sum(1)
-        free = self.config.free_nats * self.config.global_latent_dim
-
-        node_target = torch.zeros(len(index), len(self.identity.weight), dtype=torch.long, device=index.device)
-        node_target = node_target.scatter_add(1, index, mask.long()) > 0
-        draws = torch.arange(self.config.node_draws, device=index.device)[:, None]
-        place = draws * decoder.PLACE_STRIDE + torch.arange(node_target.shape[1], device=index.device)
-        node_share = decoder.hidden_share(seed, NODE_SHARE, draws[None], self.config.all_hidden)
-        node_hidden = noise.uniform(seed, NODE_HIDE, place[None]) < node_share
-        node_state = torch.where(node_hidden, decoder.HIDDEN_NODE, node_target.long()[:, None])
-        node_logits = self.node_decoder(node_state, condition).float()
-
-        known_type, pair_row = self._known(index, mask)
-        upper = decoder.upper_triangle(mask)
-        edge_share = decoder.hidden_share(seed, EDGE_SHARE, draws[None, :1, :], self.config.all_hidden)
-        pair_hidden = noise.uniform(seed, EDGE_HIDE, decoder.pair_places(mask.shape[1], mask.device))
-        pair_hidden = (pair_hidden < edge_share) & (upper | upper.transpose(1, 2))
-        pair_state = torch.where(pair_hidden, decoder.HIDDEN_PAIR, decoder.pair_state(graph.adjacency))
-        nodes = self._node_inputs(identity, node_latent, graph.features[..., SUPPLIED] > 0.5)
-        scores = self.edge_decoder(nodes, mask, pair_state, known_type, pair_row, condition)
-
-        has_graph = mask.any(1)
-        pooled = (posterior.node_mean * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        latent = torch.cat([posterior.global_mean, pooled], dim=1) * has_graph[:, None]
-        return GraphVAEOutput(
-            latent=latent.to(self.identity.weight.dtype),
-            kl_nats=kl_global + kl_node,
-            kl_charged_nats=torch.relu(kl_global - free) + kl_node,
-            node_logits=node_logits,
-            node_target=node_target,
-            node_weight=node_hidden / node_share,
-            supplied_logits=self.supplied(surroundings).float().gather(1, index),
-            pair_logits=decoder.pair_logits(scores),
-            pair_weight=(pair_hidden & upper) / edge_share,
-            pair_hidden=pair_hidden,
-            edge_type_logits=scores.edge_type,
-            max_in=self.max_in[index].float(),
-            max_out=self.max_out[index].float(),
+        visible = environment_present if environment_visible is None else environment_visible & environment_present
+        identity = self.identity(graph.metabolite_index) + self.read_composition(
+            self.composition[graph.metabolite_index]
         )
+        latent = self.encoder(graph, identity, self.environment_encoder(environment, visible))
+        latent = latent * graph.mask.any(1, keepdim=True)
+        edges = self.edges(graph)
+        decoded = self.decode(edges, environment, environment_present, seed)
+        return GraphVAEOutput(latent, edges, self.recon(latent).float(), *decoded)
+
+    def edges(self, graph: GraphBatch) -> Bool[Tensor, "B E"]:
+        """Return which of the known edges a network has; what is not known is left out."""
+        index = graph.metabolite_index
+        row = self.edge_row[index[:, :, None], index[:, None, :]] * graph.adjacency
+        there = torch.zeros(len(row), len(self.pairs) + 1, dtype=torch.bool, device=row.device)
+        return there.scatter(1, row.flatten(1), True)[:, 1:]
+
+    def decode(
+        self,
+        edges: Bool[Tensor, "B E"],
+        environment: Float[Tensor, "B V"],
+        present: Bool[Tensor, " B"],
+        seed: Int[Tensor, " B"],
+        all_hidden: float | None = None,
+    ) -> Decoded:
+        """Hide edges, draw an exemplar that is like the network, and predict what is hidden.
+
+        In training the environment is shifted a little and part of the exemplar is hidden.
+
+        Args:
+            all_hidden: Share of networks of which everything is hidden; config.all_hidden by default.
+        """
+        shift = None
+        if self.training:
+            shift = noise.normal(seed, SHIFT, torch.arange(environment.shape[1], device=seed.device)[None])
+            shift = self.config.environment_shift * shift
+        surroundings = self.surroundings(environment, present, shift)
+        origin = self._origin(edges, environment, present)
+        told = self.exemplars.posterior(edges, surroundings, origin, seed, EXEMPLAR)
+        exemplar = self.exemplars.embed(told.row, told.usable, seed if self.training else None, FORGET)
+        draws = torch.arange(self.config.draws, device=seed.device)[:, None]
+        place = draws * _DRAW_STRIDE + torch.arange(edges.shape[1], device=seed.device)
+        share = hidden_share(seed, SHARE, draws[None], self.config.all_hidden if all_hidden is None else all_hidden)
+        hidden = noise.uniform(seed, HIDE, place[None]) < share
+        state = torch.where(hidden, edge_set.HIDDEN, edges.long()[:, None])
+        return Decoded(self.decoder(state, surroundings + exemplar).float(), hidden / share, told.kl_nats)
+
+    def remember(
+        self,
+        graph: GraphBatch,
+        environment: Float[Tensor, "B V"],
+        present: Bool[Tensor, " B"],
+        seed: Int[Tensor, " B"],
+    ) -> None:
+        """Keep the networks of a training batch as exemplars; every rank must call it, outside of recorded graphs."""
+        edges = self.edges(graph)
+        self.exemplars.remember(edges, self._origin(edges, environment, present), seed)
+
+    def _origin(self, edges: Tensor, environment: Tensor, present: Tensor) -> Int[Tensor, " B"]:
+        """Return a digest of the environment; of the network itself where there is none."""
+        return torch.where(present, digest(environment), digest(edges.float()))
 
     @torch.no_grad()
     def generate(
@@ -181,7 +184,6 @@ class GraphVAE(nn.Module):
         environment: Float[Tensor, "B V"],
         generator: torch.Generator,
         steps: int | None = None,
-        use_mask: bool = True,
         temperature: float | None = None,
         environment_present: Bool[Tensor, " B"] | None = None,
     ) -> GeneratedGraphs:
@@ -190,146 +192,88 @@ class GraphVAE(nn.Module):
         Args:
             environment: Physical units, variables.ENVIRONMENT.
             generator: A CPU generator; equal states give equal networks, whatever else is in the batch.
-            steps: Refinement steps of each stage (config.sampling_steps by default); 1 is the one-shot decoder.
-            use_mask: Never draw an edge that no reaction of the DB makes.
-            temperature: Divides the log-odds (config.temperature by default); towards 0 the most likely state is taken.
+            steps: Refinement steps (config.sampling_steps by default); 1 is the one-shot decoder.
+            temperature: Divides the log-odds of exemplars and edges (config.temperature by default); towards 0 the most
+                likely is taken.
             environment_present: Where False the network is drawn without a condition.
         """
         seeds = torch.randint(2**62, (len(environment),), generator=generator).to(environment.device)
         present = torch.ones_like(seeds, dtype=torch.bool) if environment_present is None else environment_present
         steps = self.config.sampling_steps if steps is None else steps
-        temperature = self.config.temperature if temperature is None else temperature
-        parts = [
-            self._generate(
-                environment[i : i + GENERATION_CHUNK],
-                present[i : i + GENERATION_CHUNK],
-                seeds[i : i + GENERATION_CHUNK],
-                steps,
-                use_mask,
-                temperature,
-            )
-            for i in range(0, len(environment), GENERATION_CHUNK)
-        ]
+        temperature = max(self.config.temperature if temperature is None else temperature, 1e-4)
+        parts = []
+        for first in range(0, len(environment), GENERATION_CHUNK):
+            chunk = slice(first, first + GENERATION_CHUNK)
+            parts.append(self._generate(environment[chunk], present[chunk], seeds[chunk], steps, temperature))
         nodes = max(part.mask.shape[1] for part in parts)
         return GeneratedGraphs(*(torch.cat([_pad(t, nodes) for t in field]) for field in zip(*parts, strict=True)))
 
     def _generate(
-        self, environment: Tensor, present: Tensor, seed: Tensor, steps: int, use_mask: bool, temperature: float
+        self, environment: Tensor, present: Tensor, seed: Tensor, steps: int, temperature: float
     ) -> GeneratedGraphs:
-        surroundings = self.environment_encoder(environment, present)
-        condition = self._condition(surroundings, self.prior.sample(surroundings, seed, GLOBAL_LATENT))
-        chosen, _ = decoder.sample_nodes(self.node_decoder, condition, seed, steps, temperature)
-        order = torch.argsort(~chosen, dim=1, stable=True)[:, : max(1, int(chosen.sum(1).max()))]
-        index, mask = order, chosen.gather(1, order)
-        identity = self.identity(index) + self.read_composition(self.composition[index])
-        mean, log_var = self._node_prior(identity, condition)
-        place = index[..., None] * self.config.node_latent_dim + torch.arange(
-            self.config.node_latent_dim, device=index.device
-        )
-        node_latent = mean + (0.5 * log_var).exp() * noise.normal(seed, NODE_LATENT, place)
-        supplied = self.supplied(surroundings).gather(1, index) > 0
-        known_type, pair_row = self._known(index, mask)
-        nodes = self._node_inputs(identity, node_latent, supplied & mask)
-        adjacency, scores, probability = decoder.sample_edges(
-            self.edge_decoder, nodes, mask, known_type, pair_row, condition, seed, steps, temperature, use_mask
-        )
-        joined = (adjacency.any(1) | adjacency.any(2)) & mask
-        order = torch.argsort(~joined, dim=1, stable=True)[:, : max(1, int(joined.sum(1).max()))]
-        mask = joined.gather(1, order)
+        surroundings = self.surroundings(environment, present)
+        shares, usable = self.exemplars.log_shares(surroundings)
+        there = usable.any(1)
 
-        def select(pairs: Tensor) -> Tensor:
-            rows = torch.arange(len(pairs), device=pairs.device)[:, None, None]
-            return pairs[rows, order[:, :, None], order[:, None, :]] * (mask[:, :, None] & mask[:, None, :])
+        def told(stream: int) -> Tensor:
+            row = draw(torch.log_softmax(shares / temperature, dim=1), seed, stream)
+            return surroundings + self.exemplars.embed(row, there)
 
-        adjacency = select(adjacency)
+        chosen = edge_set.sample(self.decoder, told(EXEMPLAR), seed, steps, temperature)
+        nothing = torch.full((len(seed), 1, len(self.pairs)), edge_set.HIDDEN, device=seed.device)
+        alone = torch.stack(
+            [self.decoder(nothing, told(LATENTS + n))[:, 0].float().sigmoid() for n in range(LATENT_DRAWS)]
+        )
+        return self._assemble(chosen, alone.mean(0), alone.std(0))
+
+    def _assemble(self, chosen: Tensor, probability: Tensor, std: Tensor) -> GeneratedGraphs:
+        """Turn sets of edges into networks whose nodes are the metabolites that the edges join."""
+        source, target = self.pairs.unbind(1)
+        metabolites = len(self.edge_row)
+        joined = torch.zeros(len(chosen), metabolites, dtype=torch.int64, device=chosen.device)
+        joined = joined.index_add(1, source, chosen.long()).index_add(1, target, chosen.long()) > 0
+        index = torch.argsort(~joined, dim=1, stable=True)[:, : max(1, int(joined.sum(1).max()))]
+        mask = joined.gather(1, index)
+        row = self.edge_row[index[:, :, None], index[:, None, :]] * (mask[:, :, None] & mask[:, None, :])
+
+        def of_pairs(values: Tensor) -> Tensor:
+            flat = F.pad(values, (1, 0)).gather(1, row.flatten(1))
+            return flat.view(row.shape)
+
+        adjacency = of_pairs(chosen)
         return GeneratedGraphs(
-            metabolite_index=index.gather(1, order) * mask,
+            metabolite_index=index * mask,
             mask=mask,
             adjacency=adjacency,
-            edge_type=select(scores.edge_type.argmax(-1) + 1) * adjacency,
-            edge_std=select(decoder.edge_standard_deviation(scores, probability)),
-            edge_probability=select(probability),
+            edge_type=self.edge_type[index[:, :, None], index[:, None, :]] * adjacency,
+            edge_probability=of_pairs(probability),
+            edge_std=of_pairs(std),
         )
 
-    def _draw(self, mean: Tensor, log_var: Tensor, seed: Tensor, stream: int) -> Tensor:
-        if not self.training:
-            return mean
-        places = torch.arange(mean[0].numel(), device=mean.device).view(1, *mean.shape[1:])
-        return mean + (0.5 * log_var).exp() * noise.normal(seed, stream, places)
 
-    def _condition(self, surroundings: Tensor, global_latent: Tensor) -> Tensor:
-        return self.condition(torch.cat([surroundings, global_latent.to(surroundings.dtype)], dim=1))
+def graph_terms(output: GraphVAEOutput, graph: GraphBatch, present: Bool[Tensor, " B"]) -> dict[str, Term]:
+    """Return the loss terms in nats a metabolite; absent networks add 0 to sums and items.
 
-    def _node_prior(self, identity: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        both = torch.cat([identity, condition[:, None].expand_as(identity)], dim=-1)
-        mean, log_var = self.node_prior(both).float().chunk(2, dim=-1)
-        return mean, log_var.clamp(-8.0, 2.0)
-
-    def _node_inputs(self, identity: Tensor, node_latent: Tensor, supplied: Tensor) -> Tensor:
-        return identity + self.read_node_latent(node_latent.to(identity.dtype)) + self.read_supplied(supplied.long())
-
-    def _known(self, index: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the DB's edge type and the row of each ordered pair; 0 at padding."""
-        real = mask[:, :, None] & mask[:, None, :]
-        source, target = index[:, :, None], index[:, None, :]
-        return self.edge_type[source, target].long() * real, self.pair_row[source, target].long() * real
-
-
-def graph_terms(
-    output: GraphVAEOutput, graph: GraphBatch, environment: Float[Tensor, "B V"], present: Bool[Tensor, " B"]
-) -> dict[str, Term]:
-    """Return the loss terms; absent networks add 0 to sums and items.
-
-    graph/nodes, graph/edges and graph/kl are nats a metabolite, so with equal weights they add up to the negative
-    evidence bound (but for free bits and the weight of existing edges). graph/edges reads every pair of metabolites.
-    graph/nodes holds the log-likelihood of "supplied" too. graph/edge_types is nats an edge; graph/valence and
-    graph/mass_balance are the penalties of models/biochemistry.py a metabolite, on the clean prediction: the truth
-    where a pair was shown, probabilities where it was hidden.
+    graph/edges and graph/kl add up to the negative evidence bound with equal weights; graph/recon is the
+    cross-entropy of all known edges, told from the latent alone.
     """
     real = graph.mask & present[:, None]
     nodes = real.sum().float()
-
-    node_target = output.node_target[:, None].expand_as(output.node_logits).float()
-    node_loss = F.binary_cross_entropy_with_logits(output.node_logits, node_target, reduction="none")
-    supplied = (graph.features[..., SUPPLIED] > 0.5).float()
-    supplied_loss = F.binary_cross_entropy_with_logits(output.supplied_logits, supplied, reduction="none")
     has_graph = real.any(1)
-    node_total = _sum((node_loss * output.node_weight).mean(1), has_graph) + _sum(supplied_loss, real)
+    edges = output.edges.float()
+    hidden = F.binary_cross_entropy_with_logits(
+        output.edge_logits, edges[:, None].expand_as(output.edge_logits), reduction="none"
+    )
+    recon = F.binary_cross_entropy_with_logits(output.recon_logits, edges, reduction="none").sum(1)
 
-    state = decoder.pair_state(graph.adjacency)
-    exists = state > 0
-    more = math.log(decoder.POSITIVE_WEIGHT)
-    weighted = torch.cat([output.pair_logits[..., :1], output.pair_logits[..., 1:] + more], dim=-1)
-    pair_loss = F.cross_entropy(weighted.permute(0, 3, 1, 2), state, reduction="none")
-    pair_loss = pair_loss * torch.where(exists, decoder.POSITIVE_WEIGHT, 1.0) * output.pair_weight
-
-    edges = graph.adjacency & present[:, None, None]
-    known_type = (graph.edge_type - 1).clamp(0, len(EDGE_TYPES) - 2)
-    type_loss = F.cross_entropy(output.edge_type_logits.permute(0, 3, 1, 2), known_type, reduction="none")
-
-    pairs = graph.mask[:, :, None] & graph.mask[:, None, :]
-    predicted = decoder.edge_probability(output.pair_logits)
-    predicted = torch.where(output.pair_hidden, predicted, graph.adjacency.float()) * pairs
-    end_product = (graph.features[..., END_PRODUCT] > 0.5).float()
-    valence = valence_penalty(predicted, output.max_in, output.max_out)
-    balance = mass_balance_penalty(predicted, source=supplied, sink=end_product)
-
-    def per_node(total: Tensor) -> Term:
-        return Term(total.float(), nodes)
+    def per_node(nats: Tensor) -> Term:
+        return Term(torch.where(has_graph, nats, 0.0).sum().float(), nodes)
 
     return {
-        "graph/edges": per_node(_sum(pair_loss, present)),
-        "graph/nodes": per_node(node_total),
-        "graph/edge_types": Term(_sum(type_loss, edges), edges.sum().float()),
-        "graph/kl": per_node(_sum(output.kl_charged_nats, has_graph)),
-        "graph/valence": per_node(_sum(valence, real)),
-        "graph/mass_balance": per_node(_sum(balance, real)),
+        "graph/edges": per_node((hidden * output.edge_weight).sum(2).mean(1)),
+        "graph/kl": per_node(output.kl_nats),
+        "graph/recon": per_node(recon),
     }
-
-
-def _sum(values: Tensor, counted: Tensor) -> Tensor:
-    """Add the values where `counted`, which covers their leading axes (indexing would make the host wait for a GPU)."""
-    return torch.where(counted.view(*counted.shape, *[1] * (values.dim() - counted.dim())), values, 0.0).sum()
 
 
 def _pad(t: Tensor, nodes: int) -> Tensor:

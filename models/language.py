@@ -96,24 +96,35 @@ class Decoder(Protocol):
         ...
 
 
+class _Prefix(nn.Linear):
+    """A linear map of inputs of any type; that of the weight is looked up inside, since ZeRO-3 gathers who asks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W^T + b in the type of the weight."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 class LanguageModel(nn.Module):
     """A frozen causal model with trainable adapters, a projector for the prefix and a reader for the latent.
 
     The model reads [description, prefix, question, answer] in one causal pass. The prefix comes after the description,
     so the text latent (read from the states of the description) is of the text alone, while the answer sees both.
     What cannot be read (padding, hidden prefix tokens) is left out before the first layer: nothing is computed for it.
-    A text without an answer is read no further than its latent needs, and without a gradient to the adapters, which
-    learn from answers: a seventh of the work of a text with one.
+    A text without an answer gives no gradient to the adapters, which learn from answers. Where the training is told to
+    read such texts (read_share > 0) they pass apart, no further than their latent needs and without a graph: a seventh
+    of the work of a text with an answer. Elsewhere they are rare and pass with the others: a pass of their own would
+    take every rank through most of the layers in every step, for a dummy row where it has none.
     """
 
     def __init__(self, config: LanguageConfig, causal: FusedDecoder | PeftDecoder, prefix_width: int) -> None:
         super().__init__()
         self.causal: Any = causal
         self.lora = config.lora
-        self.prefix = nn.Linear(prefix_width, causal.width)
+        self.prefix = _Prefix(prefix_width, causal.width)
         self.prefix_norm = nn.LayerNorm(causal.width)
         self.reader = TextReader(causal.width, config.latent_dim)
         self.read_after = max(round(config.latent_depth * causal.depth), 1)
+        self.reads_apart = config.read_share > 0
         self.register_load_state_dict_pre_hook(_from_injected_adapters)
 
     def forward(
@@ -126,8 +137,15 @@ class LanguageModel(nn.Module):
             prefix: Tokens of the other modalities.
             prefix_mask: Which of them may be read.
         """
-        has_answer = (text.label_ids != -100).any(1)
-        told, foretold = _or_dummy(text.attention_mask.any(1) & ~has_answer), _or_dummy(has_answer)
+        has_text, has_answer = text.attention_mask.any(1), (text.label_ids != -100).any(1)
+        # What the settings say and not what the batch holds: all ranks must go the same way.
+        if not (self.reads_apart and self.training):
+            rows = _or_dummy(has_text)
+            read, nats, tokens = self._foretell(text, rows, prefix, prefix_mask)
+            learns = has_answer[rows.rows, None, None]
+            latent = self.reader(torch.where(learns, read.states, read.states.detach()), read.real)
+            return self._output(len(text.token_ids), rows, latent, rows, nats, tokens)
+        told, foretold = _or_dummy(has_text & ~has_answer), _or_dummy(has_answer)
         described = self._describe(text, told)
         read, nats, tokens = self._foretell(text, foretold, prefix, prefix_mask)
         # The reader runs once: ZeRO-3 reduces the gradients of a leaf module each time that it has gone backward.
@@ -136,10 +154,18 @@ class LanguageModel(nn.Module):
             torch.cat([F.pad(r.states, (0, 0, 0, longest - r.states.shape[1])) for r in (described, read)]),
             torch.cat([F.pad(r.real, (0, longest - r.real.shape[1])) for r in (described, read)]),
         )
-        rows, real = torch.cat([told.rows, foretold.rows]), torch.cat([told.real, foretold.real])
-        size = len(text.token_ids)
+        both = _Rows(torch.cat([told.rows, foretold.rows]), torch.cat([told.real, foretold.real]))
+        return self._output(len(text.token_ids), both, latent, foretold, nats, tokens)
+
+    @staticmethod
+    def _output(
+        size: int, read: _Rows, latent: Float[Tensor, "R D"], foretold: _Rows, nats: Float[Tensor, " r"],
+        tokens: Float[Tensor, " r"],
+    ) -> LanguageOutput:  # fmt: skip
+        """Put what was read and foretold of some rows at their places in the batch."""
+        real = read.real[:, None].to(latent.dtype)
         return LanguageOutput(
-            latent.new_zeros(size, latent.shape[1]).index_add(0, rows, latent * real[:, None].to(latent.dtype)),
+            latent.new_zeros(size, latent.shape[1]).index_add(0, read.rows, latent * real),
             nats.new_zeros(size).index_add(0, foretold.rows, nats),
             tokens.new_zeros(size).index_add(0, foretold.rows, tokens),
         )
@@ -183,7 +209,7 @@ class LanguageModel(nn.Module):
         return _Description(states, real), *self._answer(hidden, at, label_ids, answered, description, prefix.shape[1])
 
     def _prefix_embeddings(self, prefix: Float[Tensor, "R T d"]) -> Float[Tensor, "R T h"]:
-        return _EMBEDDING_SCALE * self.prefix_norm(self.prefix(prefix.to(self.prefix.weight.dtype)))
+        return _EMBEDDING_SCALE * self.prefix_norm(self.prefix(prefix))
 
     def _answer(
         self,

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import InputError
 from models.configs import require
-from models.graph_decoder import BACKWARD, BOTH, FORWARD
-from models.losses import Term
-from models.prior import kl_to_normal
+from models.losses import Term, kl_to_normal
+from models.pair_states import BACKWARD, BOTH, FORWARD
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,3 +113,9 @@ def gather_with_grad(rows: Tensor) -> Tensor:
 def first_row(rows: int) -> int:
     """Return where this rank's rows begin in what `gather_with_grad` returns, for `rows` rows a rank."""
     return dist.get_rank() * rows if dist.is_available() and dist.is_initialized() else 0
+
+
+def kl_to_normal(mean: Tensor, log_var: Tensor, prior_mean: Tensor, prior_log_var: Tensor) -> Tensor:
+    """Return the divergence of diagonal normals in nats, summed over the last axis."""
+    ratio = (log_var - prior_log_var).exp() + (mean - prior_mean).square() * (-prior_log_var).exp()
+    return 0.5 * (ratio - 1.0 + prior_log_var - log_var).sum(-1)

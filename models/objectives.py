@@ -76,8 +76,11 @@ class GraphVAEObjective(nn.Module):
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Return the graph/ terms."""
         seeds = self.counter.seeds(batch.sample_ids)
-        output = self.graph_vae(batch.graph, batch.environment, batch.present[:, ENVIRONMENT_VECTOR], seeds)
-        terms = graph_terms(output, batch.graph, batch.environment, batch.present[:, GRAPH])
+        given = batch.environment, batch.present[:, ENVIRONMENT_VECTOR], seeds
+        output = self.graph_vae(batch.graph, *given)
+        if self.training:
+            self.graph_vae.remember(batch.graph, *given)
+        terms = graph_terms(output, batch.graph, batch.present[:, GRAPH])
         return ObjectiveOutput(terms, {"graph_latent": output.latent.detach()})
 
     def leaf_modules(self) -> list[nn.Module]:
@@ -186,6 +189,8 @@ class UnifiedObjective(nn.Module):
         # The latent of a network must not carry the environment into the fusion where that is hidden.
         has_environment, shown = present[:, ENVIRONMENT_VECTOR], visible[:, ENVIRONMENT_VECTOR]
         graph = self.graph_vae(batch.graph, batch.environment, has_environment, seeds, shown)
+        if self.training:
+            self.graph_vae.remember(batch.graph, batch.environment, has_environment, seeds)
         latents = {
             "climate": climate.latent,
             "spectrum": spectrum.latent,
@@ -214,7 +219,7 @@ class UnifiedObjective(nn.Module):
         terms = {
             "habitability/bce": masked(bce, present.any(1)),
             "habitability/text_bce": masked(bce_by_text, present[:, TEXT]),
-            **graph_terms(graph, batch.graph, batch.environment, present[:, GRAPH]),
+            **graph_terms(graph, batch.graph, present[:, GRAPH]),
             **_cnn_terms(batch, ppm, climate, spectrum),
             **_text_terms(language),
             "consistency/info_nce": masked(nats, valid),

@@ -1,6 +1,6 @@
 """Draw graphs of exchangeable nodes by growth: node after node, each joined to those that are there.
 
-The state of a pair is one of {none, ->, <-, <->} or hidden, as in models/graph_decoder.py. Of a new node its parent is
+The state of a pair is one of {none, ->, <-, <->} or hidden, as in models/pair_states.py. Of a new node its parent is
 drawn first (the oldest node that it is joined to, or none: another component), then its label, then its pairs with the
 nodes after the parent, which are hidden and revealed in T rounds, the surest first. Everything before is decided, so
 that the structure of the revealed graph (hops, common neighbours, random walks) is exact. Nodes come breadth first;
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import noise
-from models.graph_decoder import BACKWARD, BOTH, FORWARD, HIDDEN_PAIR, NONE, PAIR_STATES, flipped, pair_state, reveal
 from models.graph_layers import FiLM, film
+from models.masking import reveal
+from models.pair_states import BACKWARD, BOTH, FORWARD, HIDDEN_PAIR, NONE, PAIR_STATES, flipped, pair_state
 
 HOPS = 8  # from here on two nodes are far from each other
 COMMON = 4  # common neighbours are counted up to one less

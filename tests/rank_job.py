@@ -38,9 +38,7 @@ def config(part: str, world: int, engine: str = "deepspeed", **train: object) ->
     """Return a small configuration whose global batch is the same for every number of ranks."""
     return RunConfig(
         model=ModelConfig(
-            graph=GraphVAEConfig(
-                width=16, heads=2, encoder_layers=1, decoder_layers=1, node_decoder_width=16, prior_components=4
-            ),
+            graph=GraphVAEConfig(width=16, heads=2, encoder_layers=1, decoder_layers=1, decoder_width=16, exemplars=6),
             climate=ClimateConfig(width=8, latent_dim=8),
             spectrum=SpectrumConfig(width=8, latent_dim=8),
             fusion=FusionConfig(width=16, heads=2, layers=1, contrast_dim=8),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data_pipeline.errors import InputError
-from models.biochemistry import Chemistry, mass_balance_penalty, valence_penalty
+from models.biochemistry import Chemistry
 
 GLUCOSE = [6, 12, 6, 0, 0, 0, 0, 180.16]
 LACTATE = [3, 5, 3, 0, 0, 0, -1, 89.07]
@@ -14,8 +14,6 @@ TABLE = {
     "metabolites": ["glc__D_c", "lac__L_c", "co2_c"],
     "composition": [GLUCOSE, LACTATE, [1, 0, 2, 0, 0, 0, 0, 44.01]],
     "allowed_edges": [[0, 1, 1], [1, 2, 2]],
-    "max_in": [1, 1, 1],
-    "max_out": [1, 1, 1],
 }
 
 
@@ -31,7 +29,6 @@ def test_chemistry_survives_json_unchanged() -> None:
 def test_a_table_without_reactions_allows_every_pair_but_self_loops() -> None:
     chemistry = Chemistry.from_dict({"metabolites": ["a", "b", "c"]})
     assert chemistry.allowed.sum() == 6
-    assert chemistry.max_in.tolist() == [3, 3, 3]
     assert chemistry.to_dict()["allowed_edges"] is None  # a list of every pair of 9,000 names would be 80 million rows
 
 
@@ -39,7 +36,7 @@ def test_a_table_without_reactions_allows_every_pair_but_self_loops() -> None:
     ("change", "named"),
     [
         ({"metabolites": []}, "chemistry.metabolites"),
-        ({"max_in": [1, 1]}, "chemistry.max_in"),
+        ({"composition": [GLUCOSE]}, "chemistry.composition"),
         ({"allowed_edges": [[0, 3, 1]]}, "chemistry.allowed_edges"),
         ({"allowed_edges": [[0, 1, 9]]}, "chemistry.allowed_edges"),
     ],
@@ -52,27 +49,3 @@ def test_a_wrong_table_is_refused_by_name(change: dict, named: str) -> None:
 def test_a_table_without_metabolites_is_refused() -> None:
     with pytest.raises(InputError, match="chemistry.metabolites is missing"):
         Chemistry.from_dict({"allowed_edges": []})
-
-
-def test_one_edge_above_the_limit_costs_one_at_both_ends() -> None:
-    edges = torch.zeros(1, 3, 3)
-    edges[0, 0, 2] = edges[0, 1, 2] = 1.0
-    penalty = valence_penalty(edges, max_in=torch.ones(1, 3), max_out=torch.tensor([[1.0, 0.0, 1.0]]))
-    assert penalty.tolist() == [[0.0, 1.0, 1.0]]
-
-
-def test_a_supplied_chain_that_ends_in_a_product_is_balanced() -> None:
-    chain = torch.zeros(1, 3, 3)
-    chain[0, 0, 1] = chain[0, 1, 2] = 1.0
-    first, last = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 1.0]])
-    assert mass_balance_penalty(chain, source=first, sink=last).sum().item() == pytest.approx(0.0, abs=1e-3)
-    # Without supply the first metabolite is made from nothing; without a product the last one piles up.
-    nothing = torch.zeros(1, 3)
-    assert mass_balance_penalty(chain, source=nothing, sink=nothing)[0].tolist() == pytest.approx([1, 0, 1], abs=1e-3)
-
-
-def test_half_an_edge_leaves_half_the_imbalance() -> None:
-    edges = torch.zeros(1, 2, 2)
-    edges[0, 0, 1] = 0.5
-    penalty = mass_balance_penalty(edges, source=torch.tensor([[1.0, 0.0]]), sink=torch.tensor([[0.0, 1.0]]))
-    assert penalty[0].tolist() == pytest.approx([0.5, 0.5])

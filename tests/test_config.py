@@ -116,7 +116,8 @@ def test_the_default_weights_are_those_of_the_issue() -> None:
     groups = {name: weight for name, weight in LOSS_WEIGHTS.items()}
     assert groups["habitability/bce"] == 1.0
     assert groups["climate/recon"] == groups["spectrum/recon"] == groups["graph/edges"] == 0.1
-    assert groups["physics/energy_balance"] == groups["graph/valence"] == groups["graph/mass_balance"] == 0.2
+    assert groups["graph/kl"] == groups["graph/recon"] == 0.1
+    assert groups["physics/energy_balance"] == groups["physics/hydrostatic"] == 0.2
     assert groups["consistency/info_nce"] == groups["consistency/cross_recon"] == 0.15
 
 

@@ -13,7 +13,6 @@ from models.biochemistry import Chemistry
 from models.configs import GraphVAEConfig
 from models.graph_vae import GraphVAE, GraphVAEOutput, graph_terms
 from models.losses import Term
-from models.prior import Mixture, kl_to_mixture, kl_to_normal
 
 # Three ways to use glucose or lactate, in BiGG names: mixed-acid fermentation, lactate respiration, homolactic.
 NETWORKS = (
@@ -31,9 +30,8 @@ CONFIG = GraphVAEConfig(
     heads=2,
     encoder_layers=1,
     decoder_layers=1,
-    node_decoder_width=48,
-    prior_components=4,
-    global_latent_dim=8,
+    decoder_width=48,
+    exemplars=32,
 )
 GLUCOSE, LACTATE = ENVIRONMENT_NAMES.index("glucose"), ENVIRONMENT_NAMES.index("lactate")
 
@@ -84,7 +82,7 @@ def terms_of(output: GraphVAEOutput, networks: list[int], nodes: int = 8, absent
     present = torch.ones(len(networks), dtype=torch.bool)
     if absent is not None:
         present[absent] = False
-    return graph_terms(output, batch_of(networks, nodes), environments(networks), present)
+    return graph_terms(output, batch_of(networks, nodes), present)
 
 
 def assert_terms_close(a: dict[str, Term], b: dict[str, Term]) -> None:
@@ -101,7 +99,10 @@ def trained() -> GraphVAE:
     optimiser = torch.optim.AdamW(vae.parameters(), lr=4e-3)
     networks = [0, 1, 2] * 6
     for step in range(250):
-        terms = terms_of(run(vae, networks, seeds=[100 * step + b for b in range(18)]), networks)
+        seeds = [100 * step + b for b in range(18)]
+        terms = terms_of(run(vae, networks, seeds=seeds), networks)
+        everywhere = torch.ones(18, dtype=torch.bool)
+        vae.remember(batch_of(networks), environments(networks), everywhere, torch.tensor(seeds))
         loss = sum((term.total / term.items for term in terms.values()), torch.zeros(()))
         optimiser.zero_grad()
         loss.backward()
@@ -135,7 +136,7 @@ def test_an_absent_network_adds_nothing_and_has_a_zero_latent() -> None:
     environment[1] = 0.0
     present = torch.tensor([True, False])
     output = vae(graph, environment, present, torch.tensor([0, 1]))
-    assert_terms_close(alone, graph_terms(output, graph, environment, present))
+    assert_terms_close(alone, graph_terms(output, graph, present))
     assert output.latent[1].abs().sum() == 0.0
     assert all(field.isfinite().all() for field in output)
 
@@ -147,7 +148,7 @@ def test_a_batch_without_networks_gives_finite_gradients_to_every_parameter() ->
         getattr(graph, part.name)[:] = 0
     absent = torch.zeros(2, dtype=torch.bool)
     output = vae(graph, torch.zeros(2, len(ENVIRONMENT)), absent)
-    terms = graph_terms(output, graph, torch.zeros(2, len(ENVIRONMENT)), absent)
+    terms = graph_terms(output, graph, absent)
     (sum((t.total for t in terms.values()), torch.zeros(())) + output.latent.sum()).backward()
     assert all(t.total.item() == 0.0 and t.items.item() == 0.0 for t in terms.values())
     assert [n for n, p in vae.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
@@ -179,33 +180,54 @@ def test_reversing_an_edge_changes_the_latent() -> None:
     assert not torch.allclose(vae(reverse, environment, everywhere).latent, before, atol=1e-3)
 
 
-def test_a_false_edge_costs_as_the_full_adjacency_says() -> None:
+def test_a_false_edge_costs_as_a_missing_one_does_in_nats_a_metabolite() -> None:
     output = run(model(), [2])
-    target = batch_of([2]).adjacency
-    sure = torch.zeros_like(output.pair_logits)
-    sure[..., 0] = 30.0
-    sure[target, 0], sure[target, 1] = 0.0, 30.0
-    sure[target.transpose(1, 2), 0], sure[target.transpose(1, 2), 2] = 0.0, 30.0
-    upper = batch_of([2]).mask[:, :, None] & batch_of([2]).mask[:, None, :]
-    every_pair = (upper.triu(1)).float()
-    right = output._replace(pair_logits=sure, pair_weight=every_pair)
-    assert terms_of(right, [2])["graph/edges"].total.item() == pytest.approx(0.0, abs=1e-4)
-    # One false edge between two metabolites that are not joined, held with 30 : 0 log-odds, costs 30 nats + log 3.
-    i, j = next((i, j) for i in range(5) for j in range(i + 1, 5) if not target[0, i, j] and not target[0, j, i])
-    false = sure.clone()
-    false[0, i, j, 0], false[0, i, j, 1] = 0.0, 30.0
-    cost = terms_of(right._replace(pair_logits=false), [2])["graph/edges"]
-    assert cost.total.item() == pytest.approx(30.0 + 1.0986, abs=1e-3) and cost.items.item() == 5
+    right = torch.where(output.edges, 30.0, -30.0)[:, None].expand_as(output.edge_logits).clone()
+    sure = output._replace(edge_logits=right, edge_weight=torch.ones_like(right), recon_logits=right[:, 0])
+    assert terms_of(sure, [2])["graph/edges"].total.item() == pytest.approx(0.0, abs=1e-4)
+    for edge in (int((~output.edges[0]).nonzero()[0]), int(output.edges[0].nonzero()[0])):
+        wrong = right.clone()
+        wrong[:, :, edge] *= -1
+        terms = terms_of(sure._replace(edge_logits=wrong, recon_logits=wrong[:, 0]), [2])
+        assert terms["graph/edges"].total.item() == pytest.approx(30.0, abs=1e-3)
+        assert terms["graph/recon"].total.item() == pytest.approx(30.0, abs=1e-3)
+        assert terms["graph/edges"].items.item() == 5
 
 
-def test_kl_of_two_normals_is_half_a_nat_one_sigma_apart() -> None:
-    zero, one = torch.zeros(1, 1), torch.ones(1, 1)
-    assert kl_to_normal(one, zero, zero, zero).item() == pytest.approx(0.5)
+def test_the_loss_of_hidden_edges_estimates_that_of_a_whole_network() -> None:
+    """Hidden edges weigh 1 / share hidden, so that on average each counts once, however many are hidden."""
+    vae = model(draws=1)
+    output = run(vae, [0] * 400)
+    assert output.edge_weight.sum(2).mean().item() == pytest.approx(len(EDGES), rel=0.05)
 
 
-def test_kl_to_a_mixture_of_far_components_is_the_log_of_the_share() -> None:
-    prior = Mixture(torch.tensor([[0.25, 0.75]]).log(), torch.tensor([[0.0], [50.0]]), torch.zeros(2, 1))
-    assert kl_to_mixture(torch.zeros(1, 1), torch.zeros(1, 1), prior).item() == pytest.approx(1.3863, abs=1e-4)
+def test_directions_are_edges_of_their_own() -> None:
+    vae, graph = model(), batch_of([1])
+    forward = vae.edges(graph)
+    rows = [EDGES.index(("accoa_c", "ac_c")), EDGES.index(("ac_c", "accoa_c"))]
+    index = graph.metabolite_index[0].tolist()
+    graph.adjacency[0, index.index(NAMES.index("ac_c")), index.index(NAMES.index("accoa_c"))] = False
+    assert forward[0, rows].tolist() == [True, True] and vae.edges(graph)[0, rows].tolist() == [True, False]
+
+
+def test_what_is_no_known_edge_is_possible_without_the_mask_only() -> None:
+    assert len(model().pairs) == len(EDGES) and len(model(mask=False).pairs) == len(NAMES) * (len(NAMES) - 1)
+
+
+def test_too_many_possible_edges_are_refused() -> None:
+    with pytest.raises(InputError, match="chemistry.allowed_edges: 89700 of 300 metabolites"):
+        GraphVAE(CONFIG, Chemistry.from_dict({"metabolites": [f"m{i}" for i in range(300)]}))
+
+
+def test_exemplars_of_other_environments_count_in_the_divergence() -> None:
+    vae = model()
+    everywhere, seeds = torch.ones(3, dtype=torch.bool), torch.arange(3)
+    given = batch_of([0, 1, 2]), environments([0, 1, 2]), everywhere, seeds
+    assert not vae(*given).kl_nats.any()  # nothing is remembered yet
+    vae.remember(*given)
+    assert vae.exemplars.written.sum() == 3
+    kl_nats = vae(*given).kl_nats  # the two on glucose have one exemplar to choose from, that on lactate has two
+    assert kl_nats[1] > 0 and kl_nats[[0, 2]].tolist() == pytest.approx([0, 0], abs=1e-6)
 
 
 def test_bfloat16_parameters_give_float32_terms() -> None:
@@ -243,7 +265,7 @@ def test_after_training_the_environment_decides_which_network_is_drawn(trained: 
 
 
 def test_generated_nodes_have_edges_and_only_real_pairs_have_numbers(trained: GraphVAE) -> None:
-    drawn = trained.generate(environments([0, 1, 2]), torch.Generator().manual_seed(1), steps=1, use_mask=False)
+    drawn = trained.generate(environments([0, 1, 2]), torch.Generator().manual_seed(1), steps=1)
     touched = drawn.adjacency.any(1) | drawn.adjacency.any(2)
     assert torch.equal(touched, drawn.mask)
     padding = ~(drawn.mask[:, :, None] & drawn.mask[:, None, :])
@@ -261,10 +283,10 @@ def test_a_network_is_drawn_without_an_environment_too(trained: GraphVAE) -> Non
     "change",
     [
         {"width": 33},
-        {"free_nats": -1.0},
+        {"exemplars": 0},
         {"all_hidden": 1.0},
         {"temperature": -0.1},
-        {"dropout": 1.0},
+        {"environment_shift": -1.0},
         {"sampling_steps": 0},
     ],
 )

@@ -177,6 +177,48 @@ def test_a_description_alone_has_the_latent_that_it_has_before_an_answer(
     assert model.reader.queries.grad is not None and model.reader.queries.grad.any()
 
 
+@pytest.mark.parametrize("answered", [(True, True), (True, False), (False, False)])
+def test_descriptions_read_apart_or_with_the_answers_give_the_same_losses_and_gradients(
+    model: LanguageModel, tokenizer: object, answered: tuple[bool, bool]
+) -> None:
+    whole, given = texts(tokenizer), torch.tensor(answered)[:, None]
+    text = replace(
+        whole,
+        attention_mask=torch.where(given, whole.attention_mask, whole.description_mask),
+        label_ids=torch.where(given, whole.label_ids, -100),
+    )
+    found = []
+    for apart in (False, True):
+        model.reads_apart = apart
+        model.train()
+        model.zero_grad()
+        output = model(text, PREFIX, ~HIDDEN)
+        (output.answer_nats.sum() + output.latent.square().sum()).backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append((output.latent.detach(), output.answer_nats.detach(), output.answer_tokens, gradients))
+    model.reads_apart = False
+    model.eval()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=2e-5)
+
+
+def test_every_layer_runs_once_a_step_unless_the_training_reads_descriptions_apart(
+    model: LanguageModel, tokenizer: object
+) -> None:
+    runs = []
+    handles = [layer.register_forward_hook(lambda *_: runs.append(1)) for layer in model.causal.layers]
+    depth = model.causal.depth
+    for apart, expected in ((False, depth), (True, depth + model.read_after)):
+        model.reads_apart = apart
+        model.train()
+        runs.clear()
+        model(texts(tokenizer), PREFIX, ~HIDDEN)
+        assert len(runs) == expected
+    model.reads_apart = False
+    model.eval()
+    for handle in handles:
+        handle.remove()
+
+
 def test_only_adapters_and_projectors_are_trained(model: LanguageModel) -> None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all(name.endswith("adapter") for name in trained if name.startswith("causal."))

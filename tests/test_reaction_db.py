@@ -22,4 +22,3 @@ def test_the_chemistry_table_is_json_and_counts_atoms() -> None:
     assert table["metabolites"] == ["f6p_c", "g6p_c"]
     assert table["composition"][0][:6] == [6.0, 11.0, 0.0, 9.0, 1.0, 0.0]
     assert {(s, p) for s, p, _ in table["allowed_edges"]} == {(0, 1), (1, 0)}
-    assert table["max_in"] == [1, 1]

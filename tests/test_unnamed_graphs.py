@@ -13,7 +13,7 @@ import torch
 from benchmarks.graph_sets import Graph, GraphSet
 from benchmarks.ours_unnamed import OursUnnamed
 from benchmarks.peers import dense_graphs
-from models.graph_decoder import BOTH, FORWARD, HIDDEN_PAIR, NONE
+from models.pair_states import BOTH, FORWARD, HIDDEN_PAIR, NONE
 from models.unnamed_graphs import (
     COMMON,
     HOPS,

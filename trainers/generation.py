@@ -34,8 +34,8 @@ def rates(
     asked = [living[i] for i in np.random.default_rng(SEED).permutation(len(living))[:NETWORKS]]
     environments = np.stack([r.environment for r in asked])
 
-    def drawn(network: GraphVAE, of: np.ndarray, use_mask: bool = True) -> list[Edges]:
-        return [n.edges for n in draw(network, metabolites, of, SEED, use_mask)]
+    def drawn(network: GraphVAE, of: np.ndarray) -> list[Edges]:
+        return [n.edges for n in draw(network, metabolites, of, SEED)]
 
     networks = {
         "unified": drawn(model, environments),
@@ -56,8 +56,6 @@ def rates(
         for (name, edges), answers in zip(networks.items(), feasible, strict=True)
     }
     table["unified"]["atp_feasible_shuffled_environment"] = table.pop("shuffled")["atp_feasible"]
-    for name, network in (("unified", model), ("untrained", untrained)):
-        table[name]["edge_precision_unmasked"] = oracle.edge_precision(drawn(network, environments, use_mask=False))
     return table
 
 

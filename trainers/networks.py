@@ -20,7 +20,7 @@ class Network(NamedTuple):
     metabolite_index: Int[np.ndarray, " N"]
     pairs: Int[np.ndarray, "E 2"]
     edge_type: Int[np.ndarray, " E"]
-    edge_std: Float[np.ndarray, " E"]  # standard deviation of the probability of each edge
+    edge_std: Float[np.ndarray, " E"]  # standard deviation of the probability of each edge, between exemplars
 
     @property
     def edges(self) -> Edges:
@@ -43,20 +43,18 @@ def draw(
     metabolites: tuple[str, ...],
     environments: Float[np.ndarray, "n V"],
     seed: int,
-    use_mask: bool = True,
 ) -> list[Network]:
     """Return one network an environment; equal seeds give equal networks.
 
     Args:
         metabolites: Names of the vocabulary that the model was built with.
         environments: In physical units, variables.ENVIRONMENT.
-        use_mask: Allow only edges that the reaction database knows.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    drawn = model.generate(torch.from_numpy(environments).to(device), generator, use_mask=use_mask)
+    drawn = model.generate(torch.from_numpy(environments).to(device), generator)
     networks = []
-    for index, mask, adjacency, edge_type, edge_std, _ in zip(*(part.cpu() for part in drawn), strict=True):
+    for index, mask, adjacency, edge_type, _, edge_std in zip(*(part.cpu() for part in drawn), strict=True):
         pairs = adjacency.nonzero()  # padding has no edges
         index = index[mask]
         networks.append(

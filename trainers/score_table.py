@@ -36,7 +36,7 @@ RIVALS = {
     "unified": ("hz_rule", "gradient_boosting", "climate", "spectrum", "graph", "text"),
 }
 HIGHER_IS_BETTER = {"auroc": True, "brier": False, "ece": False}
-SHARES = ("edge_precision", "edge_precision_unmasked", "atp_feasible", "unique", "novel")
+SHARES = ("edge_precision", "atp_feasible", "unique", "novel")
 
 
 def _lost(mine: float | None, other: float | None, higher_is_better: bool) -> bool:
@@ -86,11 +86,11 @@ def table(metrics: Mapping[str, Any]) -> str:
             auroc, brier, ece = (_cell(s[name]) for name in HIGHER_IS_BETTER)
             lines.append(f"{label:42} {auroc:>6} {interval:>13} {brier:>6} {ece:>6}")
     lines.append(f"\nWhich metabolism? {metrics['judged']['networks']} environments, one network each; shares")
-    lines.append(f"{'':42} {'edges in DB':>11} {'(no mask)':>10} {'ATP':>6} {'unique':>7} {'novel':>6}")
+    lines.append(f"{'':42} {'edges in DB':>11} {'ATP':>6} {'unique':>7} {'novel':>6}")
     for row, label in GENERATION.items():
         s = generation[row]
         shown = [_cell(s.get(name)) for name in SHARES]
-        lines.append(f"{label:42} {shown[0]:>11} {shown[1]:>10} {shown[2]:>6} {shown[3]:>7} {shown[4]:>6}")
+        lines.append(f"{label:42} {shown[0]:>11} {shown[1]:>6} {shown[2]:>7} {shown[3]:>6}")
     own, shuffled = generation["unified"]["atp_feasible"], generation["unified"]["atp_feasible_shuffled_environment"]
     lines.append(f"unified, environments shuffled: ATP {_cell(shuffled)} against {_cell(own)} with their own")
     lines.append("")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.link_tasks import Edges
 from models.link_vae import LinkGraph, mean_over, symmetric_average
-from models.prior import kl_to_normal
+from models.losses import kl_to_normal
 
 GAE, VGAE, SOURCE_TARGET, GRAVITY = "gae", "vgae", "source_target", "gravity"
 GRAVITY_FLOOR = 0.01  # added to squared distances, as published

@@ -1,0 +1,128 @@
+"""The discrete latent of the graph VAE: which network seen in training the new one is told after."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from models import noise
+from models.losses import gather_with_grad
+
+SHARPNESS = 30.0  # p(network | exemplar) falls by e for each thirtieth of Jaccard distance
+FORGOTTEN = 0.1  # share of an exemplar's edges that training hides, so that it is not copied blindly
+_KEY_DIM, _HIDDEN = 32, 128
+
+
+class Told(NamedTuple):
+    """Which exemplar each network is told after."""
+
+    row: Int[Tensor, " B"]
+    usable: Bool[Tensor, " B"]  # there is one (from another environment, in training)
+    kl_nats: Float[Tensor, " B"]  # from q(exemplar | network) to p(exemplar | environment); 0 where none is usable
+
+
+class Exemplars(nn.Module):
+    """A queue of the networks that training saw last, with p(exemplar | environment).
+
+    The share of an exemplar is a softmax over how well its edges suit what lives there; q(exemplar | network) falls
+    with the Jaccard distance of the edges. Exemplars from the environment of the network itself are left out, so that
+    the shares carry over to environments that were never seen.
+
+    Source: the exemplar VAE (Norouzi, Fleet and Norouzi 2020), made conditional and discrete.
+    """
+
+    edges: Tensor
+    origin: Tensor
+    written: Tensor
+    place: Tensor
+
+    def __init__(self, known_edges: int, condition_dim: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("edges", torch.zeros(size, known_edges, dtype=torch.bool))
+        self.register_buffer("origin", torch.zeros(size, dtype=torch.int64))  # digest of the environment
+        self.register_buffer("written", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        self.query = nn.Sequential(nn.Linear(condition_dim, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, _KEY_DIM))
+        self.key = nn.Sequential(nn.Linear(known_edges, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, _KEY_DIM))
+        self.read = nn.Sequential(nn.Linear(known_edges, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, condition_dim))
+
+    def log_shares(
+        self, surroundings: Float[Tensor, "B D"], origin: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
+        """Return the logarithms of the shares in float32, and which exemplars count.
+
+        Args:
+            surroundings: The embedded environment.
+            origin: Digests of environments whose exemplars are left out.
+        """
+        keys = self.key(self.edges.to(surroundings.dtype)).float()
+        suits = self.query(surroundings).float() @ keys.T / math.sqrt(_KEY_DIM)
+        usable = self.written[None].expand_as(suits)
+        if origin is not None:
+            usable = usable & (self.origin != origin[:, None])
+        return torch.log_softmax(torch.where(usable, suits, -1e4), dim=1), usable
+
+    def posterior(
+        self,
+        edges: Bool[Tensor, "B E"],
+        surroundings: Float[Tensor, "B D"],
+        origin: Int[Tensor, " B"],
+        seed: Int[Tensor, " B"],
+        stream: int,
+    ) -> Told:
+        """Draw an exemplar for each network, most likely one that is most alike."""
+        log_share, usable = self.log_shares(surroundings, origin)
+        there, known = edges.float(), self.edges.float()
+        shared = there @ known.T
+        union = there.sum(1, keepdim=True) + known.sum(1) - shared
+        alike = torch.where(usable, SHARPNESS * shared / union.clamp(min=1.0), -1e4)
+        log_posterior = torch.log_softmax(alike, dim=1)
+        any_usable = usable.any(1) & edges.any(1)
+        kl = (log_posterior.exp() * (log_posterior - log_share)).sum(1)
+        return Told(draw(log_posterior, seed, stream), any_usable, torch.where(any_usable, kl, 0.0))
+
+    def embed(
+        self,
+        row: Int[Tensor, " B"],
+        usable: Bool[Tensor, " B"],
+        seed: Int[Tensor, " B"] | None = None,
+        stream: int = 0,
+    ) -> Float[Tensor, "B D"]:
+        """Return what the decoder reads of an exemplar; zeros where there is none. A seed hides FORGOTTEN of it."""
+        edges = self.edges[row]
+        if seed is not None:
+            places = torch.arange(edges.shape[1], device=row.device)[None]
+            edges = edges & (noise.uniform(seed, stream, places) > FORGOTTEN)
+        return self.read(edges.to(self.read[0].weight.dtype)) * usable[:, None]
+
+    @torch.no_grad()
+    def remember(self, edges: Bool[Tensor, "B E"], origin: Int[Tensor, " B"], seed: Int[Tensor, " B"]) -> None:
+        """Put the networks of a batch, of all ranks, in place of the oldest exemplars; empty ones do not stay.
+
+        In the order of their seeds, so that ranks give what one process gives.
+        """
+        edges, origin, seed = (gather_with_grad(t) for t in (edges.to(torch.uint8), origin, seed))
+        edges = edges.bool()
+        alive = edges.any(1)
+        order = torch.argsort(torch.where(alive, seed, torch.iinfo(torch.int64).max))[: len(self.written)]
+        where = (self.place + torch.arange(len(order), device=order.device)) % len(self.written)
+        self.edges[where], self.origin[where], self.written[where] = edges[order], origin[order], alive[order]
+        self.place.add_(alive[order].sum()).remainder_(len(self.written))
+
+
+def draw(log_share: Float[Tensor, "B Q"], seed: Int[Tensor, " B"], stream: int) -> Int[Tensor, " B"]:
+    """Return one row a sample, with the probabilities of its shares; the noise depends on the seed alone."""
+    place = torch.arange(log_share.shape[1], device=seed.device)[None]
+    gumbel = -torch.log(-torch.log(noise.uniform(seed, stream, place)))
+    return (log_share.detach() + gumbel).argmax(1)
+
+
+def digest(numbers: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+    """Return an integer that is equal for equal rows (and hardly ever for others)."""
+    bits = numbers.float().contiguous().view(torch.int32).long()
+    factors = torch.arange(1, 2 * bits.shape[1], 2, device=bits.device) * 0x9E3779B1
+    return ((bits ^ (bits >> 15)) * factors).sum(1)

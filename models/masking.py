@@ -1,0 +1,39 @@
+"""What absorbing-mask denoisers share: how much training hides, and what sampling reveals next.
+
+Source: Austin et al. 2021; Sahoo et al. 2024. Sampling starts with all hidden and reveals in T steps, the surest first;
+T = 1 is one-shot decoding.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from models import noise
+
+LEAST_SHARE = 0.05  # that training hides
+
+
+def hidden_share(
+    seed: Int[Tensor, " B"], stream: int, place: Int[Tensor, "#B *places"], all_hidden: float
+) -> Float[Tensor, "#B *places"]:
+    """Return the share to hide in training: everything for `all_hidden` of the samples, else uniform in (0.05, 1)."""
+    u = noise.uniform(seed, stream, place)
+    return torch.where(u < all_hidden, 1.0, LEAST_SHARE + (1.0 - LEAST_SHARE) * (u - all_hidden) / (1.0 - all_hidden))
+
+
+def reveal(entropy: Float[Tensor, "B K"], hidden: Bool[Tensor, "B K"], steps_left: int) -> Bool[Tensor, "B K"]:
+    """Choose which hidden states to decide now: the surest first, an equal share of the doubt in each step.
+
+    States revealed in one step are drawn independently of each other, so what a step may get wrong is bounded by the
+    entropy that it spends (compare Ben-Hamu et al. 2025). At least one state is chosen; all when `steps_left` is 1.
+    """
+    if steps_left <= 1:
+        return hidden
+    cost = torch.where(hidden, entropy, torch.inf)
+    order = torch.argsort(cost, dim=1, stable=True)
+    spent = torch.where(hidden, entropy, 0.0).gather(1, order).cumsum(1)
+    chosen = spent <= spent[:, -1:] / steps_left
+    chosen[:, 0] = True
+    return torch.zeros_like(hidden).scatter(1, order, chosen) & hidden
