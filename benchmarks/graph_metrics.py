@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 
-from benchmarks.graph_sets import Graph
+from benchmarks.graph_sets import Graph, GraphSet
 
 Adjacency = Bool[np.ndarray, "N N"]
 MANY_LABELS = 64  # from here on pairs of labels are too many to be counted as a vector
@@ -218,6 +218,29 @@ def planar(adjacency: Adjacency) -> bool:
     import networkx as nx
 
     return bool(nx.check_planarity(nx.from_numpy_array(adjacency | adjacency.T))[0])
+
+
+PROPERTIES = (connected, acyclic, planar)
+
+
+class Likeness:
+    """Say how unlike the graphs of a set drawn ones are: 0 is alike, 1 or more has nothing in common.
+
+    The mean squared discrepancy to the held-out graphs (the training graphs where there are none) plus the share of
+    graphs that lack one of the PROPERTIES that all training graphs have. The test graphs are not read.
+    """
+
+    def __init__(self, data: GraphSet) -> None:
+        self.properties = [has for has in PROPERTIES if all(has(g.adjacency) for g in data.train)]
+        self.statistics = {**(DIRECTED if data.directed else UNDIRECTED), **of_labels(len(data.vocabulary))}
+        real = data.held_out or data.train
+        self.real = {name: [s.describe(g) for g in real] for name, s in self.statistics.items()}
+
+    def __call__(self, drawn: Sequence[Graph]) -> float:
+        """Return the score of some graphs."""
+        wrong = [not all(has(g.adjacency) for has in self.properties) for g in drawn]
+        far = [squared_mmd([s.describe(g) for g in drawn], self.real[n], s) for n, s in self.statistics.items()]
+        return float(np.mean(wrong) + np.mean(far))
 
 
 # --- equal graphs -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks import graph_metrics
 from benchmarks.graph_sets import Graph, GraphSet
 from benchmarks.peers import dense_graphs
 from benchmarks.peers.dense_graphs import Frame, Padded
@@ -30,8 +31,10 @@ BATCHES = 64
 CHECKS, CHECKED = 12, 512  # of the held-out loss while training, and how many nodes that come next
 PARENT, LABEL, OTHERS = range(3)  # what is unknown of the node that comes next
 SHARES = {False: (0.4, 0.0, 0.6), True: (0.3, 0.2, 0.5)}  # of these in training, by whether there are labels
-CHUNK = 128  # graphs drawn at once
-PAIRS = 2**22  # of nodes in a batch, at most
+CPU_PAIRS, GPU_PAIRS = 2**18, 2**22  # of nodes in a batch, at most, of training and of drawing
+LEAST = (0.0, 0.02, 0.05, 0.1)  # of which the held-out graphs choose one: see models.unnamed_graphs.grow
+CHOOSING = 0.1  # share of the seconds in which they do
+CPU_TRIALS, GPU_TRIALS, TURNS = 16, 64, 4  # graphs drawn at a time with each of them, and how many times at most
 
 
 class Bank(NamedTuple):
@@ -49,18 +52,19 @@ Part = tuple[Tensor, Tensor, int]  # graphs of a bank, the node that comes next 
 
 
 class OursUnnamed:
-    """Growth in `steps` rounds a node; 1 draws all pairs of a node independently."""
+    """Growth in `steps` rounds a node; 1 draws all pairs of a node independently.
+
+    `least`, below which share of the likeliest nothing is drawn, is chosen by the held-out graphs (`_choose`).
+    """
 
     def __init__(
         self,
         device: torch.device,
         use_mask: bool = True,
         steps: int = 8,
-        temperature: float = 1.0,
-        least: float = 0.05,
         dropout: float = 0.1,
     ) -> None:
-        self.device, self.steps, self.temperature, self.least = device, steps, temperature, least
+        self.device, self.steps, self.least = device, steps, LEAST[0]
         self.gpu, self.dropout = device.type == "cuda", dropout
         self.multiple = 8 if self.gpu else 1  # patches are padded to: attention kernels want it
 
@@ -81,7 +85,8 @@ class OursUnnamed:
             **(GPU_SHAPE if self.gpu else CPU_SHAPE),
         ).to(self.device)
         train, held_out = (self.frame.pad(part, positions=False) for part in (data.train, data.held_out or data.train))
-        self._learn(train, held_out, started, seconds)
+        self._learn(train, held_out, started, (1.0 - CHOOSING) * seconds)
+        self._choose(data, started + seconds, seed)
 
     def _learn(self, train: Padded, held_out: Padded, started: float, seconds: float) -> None:
         batch, lr = self._at_once(judged := self._bank(held_out)), GPU_LR if self.gpu else CPU_LR
@@ -121,25 +126,56 @@ class OursUnnamed:
         self.net.load_state_dict(kept)
         self.net.eval()
 
+    def _choose(self, data: GraphSet, until: float, seed: int) -> None:
+        """Take of LEAST what gives the best draws: near the held-out graphs, and like every training graph.
+
+        Draws until the time is over, at least once; the score of each is its mean squared discrepancy plus the share of
+        its draws that lack a property which all training graphs have (connected, acyclic, planar).
+        """
+        judge = graph_metrics.Likeness(data)
+        trials = GPU_TRIALS if self.gpu else CPU_TRIALS
+        asked = np.stack([g.condition for g in (data.held_out or data.train)])
+        drawn: dict[float, list[Graph]] = {least: [] for least in LEAST}
+        for turn in range(TURNS):
+            if turn and dense_graphs.now() >= until:
+                break
+            rows = np.tile(np.arange(turn * trials, (turn + 1) * trials), len(LEAST))  # the same noise for each
+            graphs = self._grow(asked[rows % len(asked)], np.repeat(np.float32(LEAST), trials), rows, seed + 1_000_003)
+            for place, least in enumerate(LEAST):
+                drawn[least] += graphs[place * trials : (place + 1) * trials]
+        self.choice = {least: judge(graphs) for least, graphs in drawn.items()}
+        self.least = min(self.choice, key=self.choice.__getitem__)
+
     def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:
-        """Draw sizes, then graphs of similar size together."""
-        seen = self.frame.conditions(conditions)[:, :-1]
-        seeds = noise.uniform(torch.full((1,), seed), 0, torch.arange(len(seen))[None])[0]
+        """Draw one graph for each row."""
+        least = np.full(len(conditions), self.least, np.float32)
+        return self._grow(conditions, least, np.arange(len(conditions)), seed)
+
+    def _grow(
+        self,
+        conditions: Float[np.ndarray, "n V"],
+        least: Float[np.ndarray, " n"],
+        place: Int[np.ndarray, " n"],
+        seed: int,
+    ) -> list[Graph]:
+        """Draw sizes, then graphs of similar size together; the noise of each depends on its place and the seed."""
+        seen, rare = self.frame.conditions(conditions)[:, :-1], torch.from_numpy(least).to(self.device)
+        seeds = noise.uniform(torch.full((1,), seed), 0, torch.from_numpy(place)[None])[0]
         seeds = (seeds.double() * 2**40).long().to(self.device)
         with torch.no_grad(), self._precision():
             share = torch.softmax(self.net.size_logits(seen).float(), -1).cumsum(-1)
             u = noise.uniform(seeds, 1, torch.zeros(1, 1, dtype=torch.long, device=self.device))
             size = 1 + (u > share[:, :-1]).sum(1)
             drawn: dict[int, Graph] = {}
-            for rows in torch.argsort(size, descending=True, stable=True).split(CHUNK):
+            order = torch.argsort(size, descending=True, stable=True)
+            for rows in order.split(max(self._pairs() // int(size.max()) ** 2, 1)):
                 label, joined = grow(
                     self.net,
                     size[rows],
                     seen[rows],
                     seeds[rows],
+                    rare[rows],
                     self.steps,
-                    self.temperature,
-                    self.least,
                     self.multiple,
                 )
                 mask = torch.arange(label.shape[1], device=self.device) < size[rows, None]
@@ -212,7 +248,10 @@ class OursUnnamed:
         return nats + F.cross_entropy(logits, asked, reduction="none") / bank.size[rows]
 
     def _at_once(self, bank: Bank) -> int:
-        return max(min(GPU_BATCH if self.gpu else CPU_BATCH, PAIRS // bank.label.shape[1] ** 2), 1)
+        return max(min(GPU_BATCH if self.gpu else CPU_BATCH, self._pairs() // bank.label.shape[1] ** 2), 1)
+
+    def _pairs(self) -> int:
+        return GPU_PAIRS if self.gpu else CPU_PAIRS
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.gpu)

@@ -10,13 +10,13 @@ node whose children are all there is closed: no later node is joined to it. Node
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from models import noise
 from models.graph_layers import FiLM, film
@@ -30,6 +30,7 @@ AGES = 24  # a node's age in nodes is told apart up to here
 PAIR_FEATURES = PAIR_STATES * COMMON + HOPS + WALKS
 NODE_FEATURES = PAIR_STATES + 3 + AGES + 2 + COMMON + 1 + WALKS
 GRAPH_FEATURES = 4
+BLOCK = 2**15  # pairs of a graph whose features are laid out at once: all of them up to 181 nodes
 NEVER = -1e9  # logit of what cannot be
 
 
@@ -41,6 +42,14 @@ class Patch(NamedTuple):
     size: Int[Tensor, " B"]  # nodes that the graph will have
     label: Int[Tensor, "B N"]  # L (as many as there are labels) where it is hidden
     state: Int[Tensor, "B N N"]  # NONE, FORWARD, BACKWARD, BOTH or HIDDEN_PAIR, seen from the first node
+
+
+class Structure(NamedTuple):
+    """What nodes and pairs look like in the revealed graph; pairs are laid out where they are read (`laid_out`)."""
+
+    nodes: Float[Tensor, "B N F"]
+    kind: Int[Tensor, "B N N"]  # (state, common neighbours, hops) as one number
+    walks: Float[Tensor, "B N N W"]  # probability that a random walk of 2, 3, ... steps ends there
 
 
 class GrowthScores(NamedTuple):
@@ -124,8 +133,8 @@ def open_nodes(patch: Patch) -> Bool[Tensor, "B N"]:
 
 
 # --- structure --------------------------------------------------------------------------------------------------------
-def structure(patch: Patch) -> tuple[Float[Tensor, "B N F"], Float[Tensor, "B N N G"]]:
-    """Return what nodes and pairs look like in the revealed graph; hidden pairs count as not joined."""
+def structure(patch: Patch) -> Structure:
+    """Return the structure of the revealed graph; hidden pairs count as not joined."""
     state, count = patch.state, patch.state.shape[1]
     place = torch.arange(count, device=state.device)
     out, into = (state == FORWARD) | (state == BOTH), (state == BACKWARD) | (state == BOTH)
@@ -144,14 +153,7 @@ def structure(patch: Patch) -> tuple[Float[Tensor, "B N F"], Float[Tensor, "B N 
         walk = walk @ step
         walks.append(walk)
     walked = torch.stack(walks, -1)
-    pairs = torch.cat(
-        [
-            F.one_hot(state * COMMON + common.long(), PAIR_STATES * COMMON).float(),
-            F.one_hot(hops.long(), HOPS).float(),
-            walked.sqrt(),
-        ],
-        -1,
-    )
+    kind = (state * COMMON + common.long()) * HOPS + hops.long()
     rows = torch.arange(len(state), device=state.device)
     age = (patch.newest[:, None] - place).clamp(0, AGES - 1)
     sides = F.one_hot(common.long(), COMMON).float()
@@ -168,7 +170,13 @@ def structure(patch: Patch) -> tuple[Float[Tensor, "B N F"], Float[Tensor, "B N 
         ],
         -1,
     )
-    return nodes, pairs
+    return Structure(nodes, kind, walked)
+
+
+def laid_out(kind: Int[Tensor, "*pairs"], walks: Float[Tensor, "*pairs W"]) -> Float[Tensor, "*pairs G"]:
+    """Return the features of pairs."""
+    state = F.one_hot(kind // HOPS, PAIR_STATES * COMMON).float()
+    return torch.cat([state, F.one_hot(kind % HOPS, HOPS).float(), walks.sqrt()], -1)
 
 
 class GrowthDecoder(nn.Module):
@@ -239,30 +247,35 @@ class GrowthDecoder(nn.Module):
         """Return the scores; pairs with closed nodes are NONE for certain."""
         size, count = patch.label.shape
         rows, place = torch.arange(size, device=condition.device), torch.arange(count, device=condition.device)
-        own, pairs = structure(patch)
+        seen = structure(patch)
         most = len(self.log_sizes)
         left, wanted = patch.size - patch.newest, patch.size.float()
         here = [wanted / most, left / wanted, left.float().log(), (patch.newest - patch.opened).float().log1p()]
         whole = self.whole(torch.cat([torch.stack(here, -1), condition], -1))
-        x = self.read(own) + self.name(patch.label)
-        bias = self.bias(pairs).permute(3, 0, 1, 2).contiguous().unflatten(0, (self.layers, self.heads)).transpose(1, 2)
-        there = place <= patch.newest[:, None]
-        bias = bias + torch.where(there, 0.0, -1e4).to(bias.dtype)[None, :, None, None, :]
+        x = self.read(seen.nodes) + self.name(patch.label)
+        absent = torch.where(place <= patch.newest[:, None], 0.0, -1e4)[:, None, None, :]
+        block = max(BLOCK // count, 1)
+        bias = self._bias(seen.kind, seen.walks, absent, range(self.layers)) if block >= count else None
         joined = ((patch.state != NONE) & (patch.state != HIDDEN_PAIR)).to(x.dtype)
         sites = self.film(whole)
         for layer in range(self.layers):
             h = film(self.norms[2 * layer](x), sites[2 * layer])
             q, k, v = self.qkv[layer](h).view(size, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[layer].to(q.dtype))
+            if bias is not None:
+                means = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[layer].to(q.dtype))
+            else:
+                parts = (slice(first, first + block) for first in range(0, count, block))
+                means = torch.cat([self._attend(layer, q[:, :, p], k, v, seen, absent, p) for p in parts], 2)
             # A sum over neighbours beside the means of attention: means cannot count.
             summed = joined.to(v.dtype) @ v.transpose(1, 2).flatten(2) * 0.3
-            seen = seen.transpose(1, 2).flatten(2)
-            x = x + self.dropout(self.merge[layer](torch.cat([seen, summed], -1)))
+            means = means.transpose(1, 2).flatten(2)
+            x = x + self.dropout(self.merge[layer](torch.cat([means, summed], -1)))
             x = x + self.dropout(self.feed[layer](film(self.norms[2 * layer + 1](x), sites[2 * layer + 1])))
         x = self.norms[-1](x)
         newest = x[rows, patch.newest]
         j, i = self.ends(x).chunk(2, -1)
-        pair = F.gelu(j + i[rows, patch.newest][:, None] + self.between(pairs[rows, patch.newest]))
+        between = self.between(laid_out(seen.kind[rows, patch.newest], seen.walks[rows, patch.newest]))
+        pair = F.gelu(j + i[rows, patch.newest][:, None] + between)
         impossible = ~open_nodes(patch)[..., None] | self.never
         parent = self.write_parent(pair).float().masked_fill(impossible[..., 1:], NEVER).flatten(1)
         return GrowthScores(
@@ -270,6 +283,28 @@ class GrowthDecoder(nn.Module):
             self.write_pair(pair).float().masked_fill(impossible & self.edge, NEVER),
             self.write_label(newest).float(),
         )
+
+    def _bias(self, kind: Tensor, walks: Tensor, absent: Tensor, layers: range) -> Float[Tensor, "L B H R N"]:
+        """Return what the heads of some layers add to the attention of some rows of pairs."""
+        some = slice(layers.start * self.heads, layers.stop * self.heads)
+        bias = F.linear(laid_out(kind, walks), self.bias.weight[some], self.bias.bias[some])
+        bias = bias.permute(3, 0, 1, 2).contiguous().unflatten(0, (len(layers), self.heads)).transpose(1, 2)
+        return bias + absent.to(bias.dtype)
+
+    def _attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, seen: Structure, absent: Tensor, rows: slice
+    ) -> Float[Tensor, "B H R d"]:
+        """Return the attention of some nodes; the features of their pairs are laid out anew in the backward pass."""
+
+        def attention(query: Tensor, kind: Tensor, walks: Tensor) -> Tensor:
+            bias = self._bias(kind, walks, absent, range(layer, layer + 1))[0]
+            return F.scaled_dot_product_attention(query, k, v, attn_mask=bias.to(query.dtype))
+
+        given = (q, seen.kind[:, rows], seen.walks[:, rows])
+        if not torch.is_grad_enabled():
+            return attention(*given)
+        found: Tensor = checkpoint(attention, *given, use_reentrant=False)
+        return found
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
@@ -313,9 +348,8 @@ def grow(
     size: Int[Tensor, " B"],
     condition: Float[Tensor, "B C"],
     seed: Int[Tensor, " B"],
+    least: Float[Tensor, " B"],
     steps: int,
-    temperature: float = 1.0,
-    least: float = 0.0,
     multiple: int = 1,
 ) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N N"]]:
     """Return labels and adjacency of new graphs; beyond its size a graph is empty.
@@ -323,8 +357,9 @@ def grow(
     Args:
         size: Nodes of each graph, not rising from row to row.
         seed: Of each graph: what is drawn depends on nothing else.
+        least: Pairs and parents less likely than this share of the likeliest are never drawn: rare ones are often
+            mistakes. Labels are drawn as likely as they are.
         steps: Rounds in which the pairs of a node are revealed.
-        least: What is less likely than this share of the likeliest is never drawn: rare things are often mistakes.
         multiple: Patches are padded to a multiple of this many nodes.
     """
     total, most = len(size), int(size.max())
@@ -340,7 +375,7 @@ def grow(
         newest = torch.full((there,), k, device=device)
         names[:, k:] = decoder.labels
         patch = Patch(newest, opened[:there], size[:there], names, states)
-        patch = _draw_node(decoder, patch, condition[:there], seed[:there], steps, temperature, least)
+        patch = _draw_node(decoder, patch, condition[:there], seed[:there], least[:there], steps)
         label[:there, k], state[:there, :cut, :cut] = patch.label[:, k], patch.state
         before = patch.state[:, k] != NONE
         first = torch.where(before.any(1), before.byte().argmax(1), k)
@@ -349,7 +384,7 @@ def grow(
 
 
 def _draw_node(
-    decoder: GrowthDecoder, patch: Patch, condition: Tensor, seed: Tensor, steps: int, temperature: float, least: float
+    decoder: GrowthDecoder, patch: Patch, condition: Tensor, seed: Tensor, least: Tensor, steps: int
 ) -> Patch:
     """Draw the parent of the newest node, its label, then its other pairs."""
     k, stream = int(patch.newest[0]), 1_000 * (int(patch.newest[0]) + 1)
@@ -357,7 +392,7 @@ def _draw_node(
     if k > 0:
         row = torch.where(open_nodes(patch), HIDDEN_PAIR, NONE)
         scores = decoder(patch._replace(state=_with_row(patch.state, k, row)), condition)
-        chosen = _draw(_likely(scores.parent / temperature, least), noise.uniform(seed, stream, place[:, :1])[:, 0])
+        chosen = _draw(_likely(scores.parent, least), noise.uniform(seed, stream, place[:, :1])[:, 0])
         chosen = chosen[:, None]
         row = torch.where((place > chosen // 3) & (chosen < 3 * place.shape[1]), row, NONE)
         row = torch.where((place == chosen // 3) & (place < k), 1 + chosen % 3, row)
@@ -365,11 +400,11 @@ def _draw_node(
     name = torch.zeros_like(seed)
     if decoder.labels > 1:
         scores = decoder(patch, condition)
-        name = _draw(_likely(scores.label / temperature, least), noise.uniform(seed, stream + 1, place[:, :1])[:, 0])
+        name = _draw(scores.label, noise.uniform(seed, stream + 1, place[:, :1])[:, 0])
     patch = patch._replace(label=torch.where(place == k, name[:, None], patch.label))
     for step in range(steps if k > 0 else 0):
         row = patch.state[:, k]
-        logits = _likely(decoder(patch, condition).pair / temperature, least)
+        logits = _likely(decoder(patch, condition).pair, least)
         log_share = torch.log_softmax(logits, -1)
         doubt = -(log_share.exp() * log_share.clamp(min=-1e4)).sum(-1)
         chosen = reveal(doubt, row == HIDDEN_PAIR, steps - step)
@@ -378,9 +413,10 @@ def _draw_node(
     return patch
 
 
-def _likely(logits: Tensor, least: float) -> Tensor:
+def _likely(logits: Float[Tensor, "B *more S"], least: Float[Tensor, " B"]) -> Float[Tensor, "B *more S"]:
     """Return the logits without what is less likely than a share of the likeliest."""
-    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(max(least, 1e-30)), NEVER)
+    below = least.clamp(min=1e-30).log().view(-1, *[1] * (logits.dim() - 1))
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + below, NEVER)
 
 
 def _draw(logits: Tensor, u: Tensor) -> Tensor:

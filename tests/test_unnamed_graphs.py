@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import graph_metrics
 from benchmarks.graph_sets import Graph, GraphSet
-from benchmarks.ours_unnamed import OursUnnamed
+from benchmarks.ours_unnamed import LEAST, OursUnnamed
 from benchmarks.peers import dense_graphs
+from models import unnamed_graphs
 from models.pair_states import BOTH, FORWARD, HIDDEN_PAIR, NONE
 from models.unnamed_graphs import (
     COMMON,
@@ -22,6 +24,7 @@ from models.unnamed_graphs import (
     Patch,
     grow,
     growth_order,
+    laid_out,
     opened_before,
     ordered,
     parents,
@@ -89,12 +92,17 @@ def test_a_node_is_closed_once_a_later_node_has_a_younger_parent() -> None:
 
 
 # --- structure --------------------------------------------------------------------------------------------------------
+def features_of_pairs(patch: Patch) -> torch.Tensor:
+    seen = structure(patch)
+    return laid_out(seen.kind, seen.walks)[0]
+
+
 def test_hops_and_common_neighbours_are_those_of_what_is_revealed() -> None:
-    pairs = structure(patch_of_wheel([]))[1][0]  # nodes 0 to 4: a fan of three triangles
+    pairs = features_of_pairs(patch_of_wheel([]))  # nodes 0 to 4: a fan of three triangles
     table, hops = pairs[..., : PAIR_STATES * COMMON].argmax(-1), pairs[..., PAIR_STATES * COMMON :][..., :HOPS]
     assert table[0, 2] == BOTH * COMMON + 2 and table[0, 1] == BOTH * COMMON + 1 and table[1, 4] == NONE * COMMON + 1
     assert hops.argmax(-1)[1].tolist() == [1, 0, 1, 2, 2, HOPS - 1]  # the last node is not there yet
-    hidden = structure(patch_of_wheel([0, 3]))[1][0]
+    hidden = features_of_pairs(patch_of_wheel([0, 3]))
     assert hidden[4, 0, : PAIR_STATES * COMMON].argmax() // COMMON == HIDDEN_PAIR
     assert hidden[..., PAIR_STATES * COMMON :][4, 0, HOPS - 1] == 1  # not joined to anything yet
 
@@ -115,12 +123,42 @@ def test_padding_changes_no_score_and_closed_nodes_are_never_joined() -> None:
 
 def test_what_is_drawn_for_a_graph_depends_on_its_seed_alone() -> None:
     net, seeds = decoder(labels=3, directed=True), torch.tensor([5, 6, 7])
-    size = torch.tensor([7, 6, 4])
-    label, adjacency = grow(net, size, torch.zeros(3, 0), seeds, steps=3)
-    alone = grow(net, size[1:2], torch.zeros(1, 0), seeds[1:2], steps=3, multiple=8)
+    size, least = torch.tensor([7, 6, 4]), torch.tensor([0.0, 0.1, 0.0])
+    label, adjacency = grow(net, size, torch.zeros(3, 0), seeds, least, steps=3)
+    alone = grow(net, size[1:2], torch.zeros(1, 0), seeds[1:2], least[1:2], steps=3, multiple=8)
     assert torch.equal(alone[0][0, :6], label[1, :6]) and torch.equal(alone[1][0, :6, :6], adjacency[1, :6, :6])
     assert not adjacency.diagonal(dim1=1, dim2=2).any() and not adjacency[2, 4:].any() and label.max() <= 2
     assert (adjacency != adjacency.transpose(1, 2)).any()
+
+
+def test_features_laid_out_a_few_rows_at_a_time_give_the_same_scores_and_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, patch = decoder(), patch_of_wheel([2, 3])
+    found = []
+    for block in (10_000, 12):  # all six rows at once, two rows at a time
+        monkeypatch.setattr(unnamed_graphs, "BLOCK", block)
+        net.zero_grad()
+        scores = net(patch, NO_CONDITION)
+        (scores.pair[:, 2:4].sum() + scores.parent[:, -1].sum()).backward()
+        found.append((scores.pair, scores.parent, net.bias.weight.grad.clone(), net.qkv[0].weight.grad.clone()))
+    assert found[0][2].abs().sum() > 0
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
+
+
+def test_pairs_less_likely_than_a_share_of_the_likeliest_are_never_drawn_and_labels_are() -> None:
+    net = decoder(labels=2)
+    with torch.no_grad():
+        for part in (net.write_pair, net.write_parent, net.write_root, net.write_label):
+            part.weight.zero_()
+        net.write_parent.bias.copy_(torch.tensor([0.0, 0.0, 5.0]))  # joined both ways to any node before
+        net.write_root.bias.fill_(0.0)
+        net.write_pair.bias.copy_(torch.tensor([0.0, 0.0, 0.0, -2.0]))  # an edge is .14 as likely as none
+        net.write_label.bias.copy_(torch.tensor([0.0, -2.0]))
+    size, seeds = torch.full((200,), 4), torch.arange(200)
+    for least, extra in ((0.0, True), (0.2, False)):
+        label, joined = grow(net, size, torch.zeros(200, 0), seeds, torch.full((200,), least), steps=2)
+        assert (joined.sum() > 200 * 2 * 3) == extra and 0.05 < label.float().mean() < 0.2
 
 
 # --- the generator ----------------------------------------------------------------------------------------------------
@@ -152,7 +190,7 @@ def test_a_condition_decides_between_a_labelled_directed_path_and_a_ring_of_more
     kinds = {-1.0: ([0, 1, 2], [(0, 1), (1, 2)]), 1.0: ([1, 1, 1, 1], [(0, 1), (1, 2), (2, 3), (3, 0)])}
     graphs = [shuffled(*kinds[c], c, i) for i in range(8) for c in kinds]
     model = OursUnnamed(CPU, dropout=0.0)
-    model.fit(set_of(graphs, True, 3), 240, 0)
+    model.fit(set_of(graphs, True, 3), 400, 0)
     asked = np.float32([[-1.0], [1.0]] * 20)
     drawn = model.sample(asked, 0)
     right = 0
@@ -184,3 +222,30 @@ def test_a_graph_with_more_nodes_than_any_in_training_has_no_bound() -> None:
     model.fit(set_of([ring(i) for i in range(4)], True, 1), 3, 0)
     large = Graph(np.zeros(40, np.int64), np.zeros((40, 40), bool), np.float32([0.0]))
     assert math.isfinite(model.bound_nats([ring(9)])) and math.isinf(model.bound_nats([large]))
+
+
+def test_the_held_out_graphs_choose_what_is_too_rare_to_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = partial(shuffled, [0] * 5, [(i, (i + d) % 5) for i in range(5) for d in (1, 4)], 0.0)
+    data = set_of([ring(i) for i in range(8)], False, 1)
+    model = OursUnnamed(CPU)
+    model.fit(data, 3, 0)
+    assert set(model.choice) == set(LEAST) and model.least in LEAST
+
+    def grown(conditions: np.ndarray, least: np.ndarray, place: np.ndarray, seed: int) -> list[Graph]:
+        star = shuffled([0] * 5, [(0, i) for i in range(1, 5)] + [(i, 0) for i in range(1, 5)], 0.0, 0)
+        return [ring(i) if abs(value - LEAST[2]) < 1e-3 else star for i, value in zip(place, least, strict=True)]
+
+    monkeypatch.setattr(model, "_grow", grown)
+    model._choose(data, 0.0, 0)
+    assert model.least == LEAST[2] and model.choice[LEAST[2]] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_drawn_graphs_that_lack_what_all_training_graphs_have_are_unlike_them() -> None:
+    none = np.zeros(0, np.float32)
+    path, pair = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    path[range(3), range(1, 4)] = True
+    pair[0, 1] = pair[2, 3] = True  # two parts
+    graphs = [Graph(np.zeros(4, np.int64), a | a.T, none) for a in (path, pair)]
+    judge = graph_metrics.Likeness(set_of([graphs[0]] * 4, False, 1))
+    assert judge([graphs[0]] * 3) == pytest.approx(0.0, abs=1e-6) and 1.0 < judge([graphs[1]] * 3) < 3.0
+    assert {has.__name__ for has in judge.properties} == {"connected", "planar"}
