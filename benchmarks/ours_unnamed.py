@@ -34,7 +34,7 @@ SHARES = {False: (0.4, 0.0, 0.6), True: (0.3, 0.2, 0.5)}  # of these in training
 CPU_PAIRS, GPU_PAIRS = 2**18, 2**22  # of nodes in a batch, at most, of training and of drawing
 LEAST = (0.0, 0.02, 0.05, 0.1)  # of which the held-out graphs choose one: see models.unnamed_graphs.grow
 CHOOSING = 0.1  # share of the seconds in which they do
-CPU_TRIALS, GPU_TRIALS, TURNS = 16, 64, 4  # graphs drawn at a time with each of them, and how many times at most
+CPU_TRIALS, GPU_TRIALS, MOST_TRIALS = 4, 64, 256  # graphs drawn with each of them, at a time and in all
 
 
 class Bank(NamedTuple):
@@ -136,7 +136,7 @@ class OursUnnamed:
         trials = GPU_TRIALS if self.gpu else CPU_TRIALS
         asked = np.stack([g.condition for g in (data.held_out or data.train)])
         drawn: dict[float, list[Graph]] = {least: [] for least in LEAST}
-        for turn in range(TURNS):
+        for turn in range(MOST_TRIALS // trials):
             if turn and dense_graphs.now() >= until:
                 break
             rows = np.tile(np.arange(turn * trials, (turn + 1) * trials), len(LEAST))  # the same noise for each
