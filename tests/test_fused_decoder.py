@@ -268,6 +268,20 @@ def test_the_layers_that_run_again_are_the_first_and_the_gradients_stay(monkeypa
         torch.testing.assert_close(gradient, gradients[name])
 
 
+def test_a_layer_that_runs_again_asks_neither_for_the_small_products_nor_for_the_gated_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, fused = pair(lora(), recompute="layer")
+    calls: list[str] = []
+    low, swiglu = fused_decoder.DecoderLayer.low, decoder_kernels.swiglu
+    monkeypatch.setattr(fused_decoder.DecoderLayer, "low", lambda *a: (calls.append("low"), low(*a))[1])
+    monkeypatch.setattr(decoder_kernels, "swiglu", lambda x: (calls.append("swiglu"), swiglu(x))[1])
+    out = fused(torch.randn(TOKENS, 16), places(), Packing.of(LENGTHS, torch.device("cpu")))
+    assert (calls.count("low"), calls.count("swiglu")) == (8, 2)  # of two layers
+    out.sum().backward()
+    assert len(calls) == 10
+
+
 def test_a_second_backward_over_what_the_first_has_used_up_is_refused() -> None:
     _, fused = pair(lora())
     nats = nats_of(fused).sum()
