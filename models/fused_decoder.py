@@ -344,7 +344,7 @@ class _WriteBack(Function):
         out = middle  # the gradient needs all but the last product, a fifth of the work
         if not again:
             out, low_down = layer.project(kernels.swiglu(gate_up), weights.down, of_down, residual=middle)
-        lows[:] = [low_output, low_gate_up, low_down]
+            lows[:] = [low_output, low_gate_up, low_down]
         ctx.layer = layer
         ctx.save_for_backward(attended, middle, low_output, low_gate_up, low_down, gate_up)
         return out
