@@ -361,7 +361,7 @@ def grow(
         seed: Of each graph: what is drawn depends on nothing else.
         least: Pairs and parents less likely than this share of the likeliest are never drawn: rare ones are often
             mistakes. Labels are drawn as likely as they are.
-        steps: Rounds in which the pairs of a node are revealed.
+        steps: Rounds in which the pairs of a node are revealed, at most.
         multiple: Patches are padded to a multiple of this many nodes.
     """
     total, most = len(size), int(size.max())
@@ -405,13 +405,19 @@ def _draw_node(
         name = _draw(scores.label, noise.uniform(seed, stream + 1, place[:, :1])[:, 0])
     patch = patch._replace(label=torch.where(place == k, name[:, None], patch.label))
     for step in range(steps if k > 0 else 0):
-        row = patch.state[:, k]
-        logits = _likely(decoder(patch, condition).pair, least)
+        unsure = (patch.state[:, k] == HIDDEN_PAIR).any(1).nonzero()[:, 0]
+        if len(unsure) == 0:
+            break
+        some = Patch(*(t[unsure] for t in patch))
+        row = some.state[:, k]
+        logits = _likely(decoder(some, condition[unsure]).pair, least[unsure])
         log_share = torch.log_softmax(logits, -1)
         doubt = -(log_share.exp() * log_share.clamp(min=-1e4)).sum(-1)
-        chosen = reveal(doubt, row == HIDDEN_PAIR, steps - step)
-        value = _draw(log_share, noise.uniform(seed, stream + 2 + step, place))
-        patch = patch._replace(state=_with_row(patch.state, k, torch.where(chosen, value, row)))
+        hidden = row == HIDDEN_PAIR
+        chosen = reveal(doubt, hidden, steps - step)
+        value = _draw(log_share, noise.uniform(seed[unsure], stream + 2 + step, place))
+        state = patch.state.index_copy(0, unsure, _with_row(some.state, k, torch.where(chosen, value, row)))
+        patch = patch._replace(state=state)
     return patch
 
 
