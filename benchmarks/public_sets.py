@@ -1,12 +1,12 @@
 """Read the public sets of the generation benchmark, and any folder of NPZ graphs.
 
 A packed file holds many graphs: `src, dst, node_ptr, edge_ptr` (prefix sums; node numbers local to the graph) and
-optionally `node_label`. A single one holds `adj` (data_pipeline/graph_files.py), optionally with `env` and names.
+optionally `node_label`. A single one holds `adj` (data_pipeline/graph_files.py), optionally `env`, names or labels.
 """
 
 from __future__ import annotations
 
-import zipfile
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.graph_sets import Graph, GraphSet
 from data_pipeline.errors import InputError
-from data_pipeline.graph_files import read_folder
+from data_pipeline.graph_files import MAX_NODES, UNREADABLE, graph_paths, read_graph
 from data_pipeline.order import generator
 
 NAMES = ("community_small", "planar", "enzymes")
@@ -43,8 +43,9 @@ def load(name: str, folder: str | Path) -> GraphSet:
 def load_folder(folder: str | Path) -> GraphSet:
     """Return a folder of graphs as a set: a tenth, at least two, is held out and as many are the test.
 
-    Files of single graphs are read as `train.graphs` reads them; a label is the name of a node where names come from
-    the file. Packed files are added up, or, when their names end in _train, _val and _test, are those parts.
+    Files of single graphs are read by graph_files.read_graph. Names that no graph repeats identify nodes; else they are
+    labels of exchangeable nodes. `env` of one length in all files, and not the same everywhere, is the condition.
+    Packed files are added up, or, when their names end in _train, _val and _test, are those parts.
 
     Raises:
         InputError: The folder holds no graph, a file in it cannot be read, or there are too few graphs.
@@ -72,20 +73,34 @@ def _tenths(graphs: Sequence[Graph], folder: Path) -> tuple[list[Graph], list[Gr
 
 
 def _single(folder: Path) -> GraphSet:
-    found = read_folder(folder)
-    named = any(list(g.metabolites) != [f"n{i}" for i in range(len(g.metabolites))] for _, g, _ in found)
-    vocabulary = tuple(sorted({m for _, g, _ in found for m in g.metabolites})) if named else ("node",)
-    rows = {m: i for i, m in enumerate(vocabulary)}
-    conditioned = all(environment is not None for _, _, environment in found)
-    graphs = []
-    for _, sample, environment in found:
-        labels = np.array([rows.get(m, 0) for m in sample.metabolites], np.int64)
-        adjacency = np.zeros((len(labels), len(labels)), bool)
-        adjacency[tuple(sample.edge_index)] = True
-        np.fill_diagonal(adjacency, False)
-        condition = environment if conditioned and environment is not None else NO_CONDITION
-        graphs.append(Graph(labels, adjacency, condition))
-    return _graph_set(folder.name, *_tenths(graphs, folder), vocabulary=vocabulary, named=named)
+    read = [(path, read_graph(path)) for path in graph_paths(folder)]
+    loops = sum(graph.loops for _, graph in read)
+    if loops:
+        print(f"graphs={folder}: {loops} nodes are joined to themselves; these edges are left out", file=sys.stderr)
+    unnamed = [path.name for path, graph in read if not graph.names]
+    if 0 < len(unnamed) < len(read):
+        raise InputError(
+            f"graphs={folder}: {len(unnamed)} of {len(read)} files, {unnamed[0]} first, name no nodes; give all of "
+            "them meta.nodes or node_label, or none"
+        )
+    named = not unnamed and all(len(set(graph.names)) == len(graph.names) for _, graph in read)
+    vocabulary = ("node",) if unnamed else tuple(sorted({name for _, graph in read for name in graph.names}))
+    rows = {name: row for row, name in enumerate(vocabulary)}
+    lengths = {len(graph.environment): path.name for path, graph in read}
+    if len(lengths) > 1:
+        said = ", ".join(f"{length} in {name}" for length, name in sorted(lengths.items()))
+        raise InputError(f"graphs={folder}: env holds {said} numbers; give every file as many, or none")
+    conditioned = any((graph.environment != read[0][1].environment).any() for _, graph in read)
+    graphs = [
+        Graph(
+            np.array([rows.get(name, 0) for name in graph.names] or [0] * len(graph.adjacency), np.int64),
+            graph.adjacency,
+            graph.environment if conditioned else NO_CONDITION,  # the same for all of them: no question
+        )
+        for _, graph in read
+    ]
+    directed = any(graph.directed for _, graph in read)
+    return _graph_set(folder.name, *_tenths(graphs, folder), vocabulary=vocabulary, named=named, directed=directed)
 
 
 def _cut(graphs: Sequence[Graph], held_out: int, test: int, name: str) -> tuple[list[Graph], list[Graph], list[Graph]]:
@@ -101,6 +116,7 @@ def _graph_set(
     test: Sequence[Graph],
     vocabulary: tuple[str, ...] = (),
     named: bool = False,
+    directed: bool = False,
 ) -> GraphSet:
     graphs = (*train, *held_out, *test)
     used = np.unique(np.concatenate([g.labels for g in graphs])) if not vocabulary else np.arange(len(vocabulary))
@@ -110,7 +126,7 @@ def _graph_set(
 
     return GraphSet(
         name=name,
-        directed=any((g.adjacency != g.adjacency.T).any() for g in graphs),
+        directed=directed or any((g.adjacency != g.adjacency.T).any() for g in graphs),
         vocabulary=vocabulary or tuple(f"label {i}" for i in used),
         named=named,
         allowed=None,
@@ -124,7 +140,7 @@ def _is_packed(path: Path) -> bool:
     try:
         with np.load(path, allow_pickle=False) as file:
             return "node_ptr" in file.files
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except UNREADABLE:
         return False  # said when it is read as a single graph
 
 
@@ -132,18 +148,46 @@ def _packed(path: Path) -> list[Graph]:
     try:
         with np.load(path, allow_pickle=False) as file:
             table = {name: file[name] for name in file.files}
-        nodes, edges = table["node_ptr"], np.stack([table["src"], table["dst"]])
-        labels = np.asarray(table.get("node_label", np.zeros(nodes[-1])), np.int64)
-        graphs = []
-        for i in range(len(nodes) - 1):
-            size = int(nodes[i + 1] - nodes[i])
-            adjacency = np.zeros((size, size), bool)
-            adjacency[tuple(edges[:, slice(*table["edge_ptr"][i : i + 2])])] = True
-            np.fill_diagonal(adjacency, False)
-            graphs.append(Graph(labels[slice(*nodes[i : i + 2])], adjacency, NO_CONDITION))
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        nodes, ends, edges = table["node_ptr"], table["edge_ptr"], np.stack([table["src"], table["dst"]])
+    except UNREADABLE as error:
         raise InputError(
             f"graphs={path}: not a packed set with src, dst, node_ptr and edge_ptr ({error}); give --public a folder "
             "that holds it, written without pickle"
         ) from error
+    for name, end in (("node_ptr", None), ("edge_ptr", edges.shape[1])):
+        steps = table[name]
+        if (
+            steps.dtype.kind not in "iu"
+            or steps.ndim != 1
+            or len(steps) < 2
+            or steps[0] != 0
+            or (np.diff(steps) < 0).any()
+        ):
+            raise InputError(f"graphs={path}: {name} must be whole numbers that start at 0 and never fall; rewrite it")
+        if len(steps) != len(nodes) or (end is not None and steps[-1] != end):
+            raise InputError(
+                f"graphs={path}: {name} ends at {steps[-1]} after {len(steps) - 1} graphs; node_ptr has "
+                f"{len(nodes) - 1} graphs, src and dst {edges.shape[1]} edges; make them fit"
+            )
+    size = np.diff(nodes)
+    if not 1 <= size.min() <= size.max() <= MAX_NODES:
+        raise InputError(
+            f"graphs={path}: graphs of {size.min()} to {size.max()} nodes; the benchmark takes 1 to {MAX_NODES}"
+        )
+    if edges.dtype.kind not in "iu" or (edges < 0).any() or (edges >= np.repeat(size, np.diff(ends))).any():
+        raise InputError(
+            f"graphs={path}: src and dst must be node numbers of their graph, from 0; count from each graph's first"
+        )
+    labels = table.get("node_label", np.zeros(nodes[-1], np.int64))
+    if labels.shape != (nodes[-1],) or labels.dtype.kind not in "biuf" or (labels % 1 != 0).any():
+        raise InputError(
+            f"graphs={path}: node_label of shape {labels.shape} and type {labels.dtype}; it must be {nodes[-1]} whole "
+            "numbers, one a node"
+        )
+    labels, graphs = labels.astype(np.int64), []
+    for i, number in enumerate(size.tolist()):
+        adjacency = np.zeros((number, number), bool)
+        adjacency[tuple(edges[:, slice(*ends[i : i + 2])])] = True
+        np.fill_diagonal(adjacency, False)
+        graphs.append(Graph(labels[slice(*nodes[i : i + 2])], adjacency, NO_CONDITION))
     return graphs

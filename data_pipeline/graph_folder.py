@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ def graph_samples(folder: str | Path) -> tuple[list[Sample], dict[str, Any]]:
     """Return the samples of all splits in order of file name, and the chemistry of their node names.
 
     A tenth of the files, at least two, is held out and as many are the test, in the order of a hash of their names. The
-    vocabulary is the sorted union of node names; nothing is known about other people's names, so every pair may be an
-    edge.
+    vocabulary is the sorted union of node names. Nothing is known about other people's names, so the edges of the
+    training files are those that may be, each of the greatest type that it has there.
 
     Raises:
         InputError: The folder or a file in it cannot be read (graph_files.read_folder), or there are too few files.
@@ -34,7 +35,21 @@ def graph_samples(folder: str | Path) -> tuple[list[Sample], dict[str, Any]]:
     vocabulary = sorted({name for _, graph, _ in graphs for name in graph.metabolites})
     rows = {name: row for row, name in enumerate(vocabulary)}
     splits = _splits([name for name, _, _ in graphs])
-    return [_sample(*found, splits[found[0]], rows) for found in graphs], {"metabolites": vocabulary}
+    samples = [_sample(*found, splits[found[0]], rows) for found in graphs]
+    edges = _edges(s.graph for s in samples if s.split == "train")
+    if not edges:
+        raise InputError(f"data.graphs={folder}: no training graph has an edge; give graphs with edges")
+    return samples, {"metabolites": vocabulary, "allowed_edges": edges}
+
+
+def _edges(graphs: Iterable[GraphSample]) -> list[list[int]]:
+    """Return [source, target, greatest type] of every edge of some graphs, sorted."""
+    found: dict[tuple[int, int], int] = {}
+    for graph in graphs:
+        ends = graph.metabolite_index[graph.edge_index]
+        for source, target, kind in zip(*ends.tolist(), graph.edge_type.tolist(), strict=True):
+            found[source, target] = max(found.get((source, target), 0), kind)
+    return [[*edge, found[edge]] for edge in sorted(found)]
 
 
 def _splits(names: list[str]) -> dict[str, str]:

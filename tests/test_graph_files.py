@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,16 @@ def test_a_legacy_file_needs_no_types_features_or_matching_environment(tmp_path:
         ({"x": np.ones(3)}, "not an NPZ with `adj`"),
         ({"adj": np.array([{"a": 1}], dtype=object)}, "write it without pickle"),
         ({"adj": np.ones((2, 3))}, r"adj has shape \(2, 3\)"),
-        ({"adj": np.zeros((65, 65))}, "N from 1 to 64"),
+        ({"adj": np.zeros((513, 513))}, "N from 1 to 512"),
+        ({"adj": np.eye(2), "meta": np.array({"nodes": ["a", "b"]}, dtype=object)}, "write it without pickle"),
+        ({"adj": np.eye(2), "meta": np.array("nodes: a, b")}, "JSON `meta`"),
+        ({"adj": np.array([["0", "1"], ["0", "0"]])}, "adj holds what is no finite real number"),
+        ({"adj": np.eye(2, dtype=complex)}, "adj holds what is no finite real number"),
+        ({"adj": np.eye(2), "node_label": np.arange(3)}, "node_label holds 3 names for 2 nodes"),
+        ({"adj": np.eye(2), "meta": np.array('{"nodes": ["a", "b", "c"]}')}, "meta.nodes holds 3 names for 2 nodes"),
+        ({"adj": np.eye(2), "node_label": np.array([0.5, 1])}, "node_label has shape .* must be N whole numbers"),
+        ({"adj": np.eye(2), "node_label": np.array([np.nan, 1])}, "node_label has shape .* must be N whole numbers"),
+        ({"adj": np.eye(2, k=1), "meta": np.array('{"directed": false}')}, r"adj\[0, 1\] has no adj\[1, 0\]"),
         ({"adj": np.eye(2), "meta": np.array('{"nodes": ["a", "a"]}')}, "1 different names for 2 nodes"),
         ({"adj": np.array(1)}, r"adj has shape \(\)"),
         ({"adj": np.ones((2, 2)), "edge_type": 9 * np.ones((2, 2))}, "edge_type must be N x N and 1 to 3"),
@@ -65,6 +75,30 @@ def test_names_that_are_no_list_are_taken_as_absent_and_no_node_is_joined_to_its
     graph, _ = graph_files.read_npz(tmp_path / "a.npz")
     assert (graph.metabolites, graph.nutrients) == (("n0", "n1"), ())
     assert graph.edge_index.T.tolist() == [[0, 1], [1, 0]]
+
+
+def test_labels_may_repeat_and_are_words_of_whole_numbers(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.npz", adj=np.eye(3) + np.eye(3, k=1), node_label=np.array([6.0, 8.0, 6.0]))
+    read = graph_files.read_graph(path)
+    assert read.names == ("6", "8", "6") and read.loops == 3 and read.adjacency.sum() == 2 and read.directed is None
+    with pytest.raises(InputError, match="2 different names for 3 nodes; name each node differently"):
+        graph_files.read_npz(path)
+
+
+@pytest.mark.parametrize("how", ["a single array", "cut in half", "20 bytes changed", "a pickle"])
+def test_a_file_that_is_no_npz_or_is_damaged_is_named(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, adj=np.random.default_rng(0).integers(0, 2, (40, 40)))
+    content = path.read_bytes()
+    if how == "a single array":
+        with path.open("wb") as file:
+            np.save(file, np.eye(2))
+    elif how == "a pickle":
+        path.write_bytes(pickle.dumps({"adj": 1}))
+    else:
+        path.write_bytes(content[: len(content) // 2] if how == "cut in half" else content[:150] + bytes(20) + content[170:])
+    with pytest.raises(InputError, match=r"a\.npz: not an NPZ with `adj`"):
+        graph_files.read_npz(path)
 
 
 def test_a_folder_is_read_in_order_of_name_and_an_empty_one_is_refused(tmp_path: Path) -> None:

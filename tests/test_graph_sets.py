@@ -149,6 +149,75 @@ def test_names_of_nodes_are_the_vocabulary(tmp_path: Path) -> None:
     assert data.train[0].labels[:2].tolist() == [2, 4]
 
 
+def test_names_that_a_graph_repeats_are_labels_of_exchangeable_nodes(tmp_path: Path) -> None:
+    write_single(tmp_path, 9, ["C", "C", "O", "C", "N"])
+    data = public_sets.load_folder(tmp_path)
+    assert not data.named and data.vocabulary == ("C", "N", "O") and data.train[0].labels[:3].tolist() == [0, 0, 2]
+
+
+def test_undirected_graphs_that_say_they_are_directed_are(tmp_path: Path) -> None:
+    for said, folder in ((True, tmp_path / "a"), (None, tmp_path / "b")):
+        folder.mkdir()
+        for i in range(6):
+            np.savez(folder / f"{i}.npz", adj=np.ones((3, 3)), meta=np.array(json.dumps({"directed": said})))
+        assert public_sets.load_folder(folder).directed == bool(said)
+
+
+def test_edges_from_a_node_to_itself_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(6):
+        np.savez(tmp_path / f"{i}.npz", adj=np.ones((3, 3)))
+    assert not public_sets.load_folder(tmp_path).train[0].adjacency.diagonal().any()
+    assert "18 nodes are joined to themselves" in capsys.readouterr().err
+
+
+def test_an_environment_that_is_the_same_everywhere_is_no_condition(tmp_path: Path) -> None:
+    for i in range(6):
+        np.savez(tmp_path / f"{i}.npz", adj=np.eye(3, k=1), env=np.ones(5))
+    assert public_sets.load_folder(tmp_path).train[0].condition.shape == (0,)
+    np.savez(tmp_path / "6.npz", adj=np.eye(3, k=1), env=np.zeros(5))
+    assert public_sets.load_folder(tmp_path).train[0].condition.shape == (5,)
+    np.savez(tmp_path / "7.npz", adj=np.eye(3, k=1), env=np.zeros(4))
+    with pytest.raises(InputError, match=r"env holds 4 in 7\.npz, 5 in 6\.npz numbers; give every file as many"):
+        public_sets.load_folder(tmp_path)
+
+
+def test_names_in_some_files_only_are_refused(tmp_path: Path) -> None:
+    write_single(tmp_path, 8, ["a", "b", "c", "d", "e"])
+    np.savez(tmp_path / "x.npz", adj=np.eye(3, k=1))
+    with pytest.raises(InputError, match=r"1 of 9 files, x\.npz first, name no nodes"):
+        public_sets.load_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"src": np.array([0.5] * 36)}, "src and dst must be node numbers"),
+        ({"src": np.full(36, 5)}, "src and dst must be node numbers of their graph, from 0"),
+        ({"src": np.full(36, -1)}, "src and dst must be node numbers"),
+        ({"dst": np.zeros(35, int)}, "not a packed set"),
+        ({"node_ptr": np.array([0, 3, 2, 12, 18])}, "node_ptr must be whole numbers that start at 0 and never fall"),
+        ({"node_ptr": np.array([0.0, 3, 7, 12, 18])}, "node_ptr must be whole numbers"),
+        ({"node_ptr": np.array([0, 3, 3, 12, 18])}, "graphs of 0 to 9 nodes; the benchmark takes 1 to 512"),
+        ({"edge_ptr": np.array([0, 6, 14, 24, 30])}, "edge_ptr ends at 30 after 4 graphs"),
+        ({"edge_ptr": np.array([0, 6, 36])}, "edge_ptr ends at 36 after 2 graphs; node_ptr has 4 graphs"),
+        ({"node_label": np.zeros(5)}, r"node_label of shape \(5,\)"),
+        ({"node_label": np.full(18, np.nan)}, r"node_label of shape \(18,\) and type float64"),
+        ({"node_label": np.array(["a"] * 18, dtype=object)}, "written without pickle"),
+    ],
+)
+def test_what_is_wrong_with_a_packed_file_is_named(
+    tmp_path: Path, changes: dict[str, np.ndarray], message: str
+) -> None:
+    write_packed(tmp_path / "a.npz", 4)  # 18 nodes, 36 edges
+    with np.load(tmp_path / "a.npz") as file:
+        table = {name: file[name] for name in file.files}
+    np.savez(tmp_path / "a.npz", **table | changes)
+    with pytest.raises(InputError, match=message):
+        public_sets.load_folder(tmp_path)
+
+
 def test_environments_of_single_graphs_are_their_conditions(tmp_path: Path) -> None:
     adjacency = np.array([[0, 1], [0, 0]], bool)
     sample = GraphSample(
