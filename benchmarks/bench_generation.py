@@ -40,7 +40,7 @@ from trainers import metrics, oracle
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ours": ("benchmarks.ours_generation:Ours", {}),
-    "ours_one_shot": ("benchmarks.ours_generation:Ours", {"steps": 1}),
+    "ours_one_shot": ("benchmarks.ours_generation:Ours", {"sampling_steps": 1}),
     "vgae": ("benchmarks.peers.vgae:VGAE", {}),
     "directed_vgae": ("benchmarks.peers.vgae:DirectedVGAE", {}),
     "graphvae": ("benchmarks.peers.graphvae:GraphVAE", {}),
@@ -51,6 +51,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "nearest_neighbour": ("benchmarks.peers.nearest_neighbour:NearestNeighbour", {}),
     "rewired": ("benchmarks.peers.rewired:Rewired", {}),
     "real": ("benchmarks.peers.nearest_neighbour:Real", {}),  # what a perfect model would reach
+}
+ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {  # of ours; only where --models names them
+    "without_exemplars": ("benchmarks.ours_generation:Ours", {"remembers": False}),
+    "without_forgetting": ("benchmarks.ours_generation:Ours", {"forget": 0.0}),
+    "without_shift": ("benchmarks.ours_generation:Ours", {"environment_shift": 0.0}),
+    "one_draw": ("benchmarks.ours_generation:Ours", {"draws": 1}),
+    "never_all_hidden": ("benchmarks.ours_generation:Ours", {"all_hidden": 0.0}),
+    "distinct": ("benchmarks.ours_generation:Ours", {"distinct": True}),
+    "temperature_1": ("benchmarks.ours_generation:Ours", {"temperature": 1.0}),
 }
 UNNAMED = {  # instead of those, in sets whose nodes have no names
     "ours": ("benchmarks.ours_unnamed:OursUnnamed", {}),
@@ -76,7 +85,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="metabolic", help=f"of {','.join(DATA)}")
     parser.add_argument("--graphs", default="", metavar="DIR", help="a folder of NPZ graphs, instead of --data")
     parser.add_argument("--public", default="", metavar="DIR", help=f"where {', '.join(public_sets.NAMES)} are")
-    parser.add_argument("--models", default=",".join(MODELS), help="names, separated by commas")
+    parser.add_argument("--models", default=",".join(MODELS), help=f"names, also of {','.join(ABLATIONS)}")
     parser.add_argument("--budget", type=float, default=60.0, metavar="SECONDS", help="of training, a model")
     parser.add_argument("--seeds", type=int, default=3, metavar="K")
     parser.add_argument("--no-mask", action="store_true", help="models do not know which reactions there are")
@@ -117,7 +126,10 @@ def build(name: str, device: str, use_mask: bool = True, named: bool = True) -> 
     """Return an untrained model by its name in MODELS; without the mask it may join any two labels."""
     import torch
 
-    place, arguments = MODELS[name] if named else UNNAMED.get(name, MODELS[name])
+    known = MODELS | ABLATIONS if named else MODELS | UNNAMED
+    if name not in known:
+        raise InputError(f"models={name}: a form of ours for nodes that have names; leave it out here")
+    place, arguments = known[name]
     if name not in UNTRAINED:
         arguments = {**arguments, "use_mask": use_mask}
     module, name_there = place.split(":")
@@ -147,6 +159,8 @@ def train_and_draw(model: Generator, data: GraphSet, seed: int, budget_seconds: 
         "sample_seconds_1000": round(1000 * seconds / len(conditions), 2),
         "parameters": parameters(model),
     }
+    if data.named and hasattr(model, "calibration"):  # of ours: peers say nothing of their doubt
+        facts |= {k: _plain(v) for k, v in model.calibration(data.test).items()}
     return Drawn(graphs, facts)
 
 
@@ -319,7 +333,7 @@ def chosen(given: argparse.Namespace) -> list[Row]:
         public = [d for d in data if d in public_sets.NAMES]
         if public and not (given.public and Path(given.public).is_dir()):
             raise InputError(f"public={given.public!r}: not a folder; give the one that holds {public[0]}'s NPZ file")
-    models = _names("models", given.models, tuple(MODELS))
+    models = _names("models", given.models, (*MODELS, *ABLATIONS))
     for name, value, least in (("budget", given.budget, 1), ("seeds", given.seeds, 1), ("jobs", given.jobs, 1)):
         if not value >= least:
             raise InputError(f"{name}={value:g}: must be at least {least}")

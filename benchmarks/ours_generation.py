@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,22 +21,38 @@ from data_pipeline.errors import InputError
 from data_pipeline.variables import ENVIRONMENT
 from models.biochemistry import Chemistry
 from models.configs import GraphVAEConfig
-from models.exemplars import digest
 from models.graph_vae import Decoded, GraphVAE
+from trainers import metrics
+from trainers.networks import Network, draw_accepted
 
 BATCH = 128
 PEAK_LR, WARM_UP_STEPS, WEIGHT_DECAY, CLIP_NORM = 2e-3, 50, 0.01, 1.0
 BOUND_DRAWS = 8  # of what is hidden, for each network
+SIZE_DRAWS = 40  # networks drawn to foretell the number of edges
 
 
 class Ours:
     """The graph VAE, trained alone with its own loss; metabolic networks only, whose nodes have names."""
 
-    def __init__(self, device: torch.device, use_mask: bool = True, steps: int | None = None) -> None:
-        self.device = device
-        self.config = GraphVAEConfig(temperature=0.5, mask=use_mask)
-        if steps is not None:
-            self.config = replace(self.config, sampling_steps=steps)
+    def __init__(
+        self,
+        device: torch.device,
+        use_mask: bool = True,
+        remembers: bool = True,
+        distinct: bool = False,
+        **changes: Any,
+    ) -> None:
+        """Configure it.
+
+        Args:
+            device: To train on.
+            use_mask: Only edges that some known reaction makes are possible.
+            remembers: False leaves the exemplars out.
+            distinct: Draw a network again that repeats another one for the same environment.
+            changes: Of the configuration.
+        """
+        self.device, self.remembers, self.distinct = device, remembers, distinct
+        self.config = GraphVAEConfig(**{"temperature": 0.5, "mask": use_mask} | changes)
 
     def fit(self, data: GraphSet, seconds: float, seed: int) -> None:
         """Learn from the training networks; the learning rate falls with the seconds that are spent.
@@ -52,6 +68,7 @@ class Ours:
         self.model = GraphVAE(self.config, Chemistry.from_dict(reaction_db.chemistry_table(data.vocabulary)))
         self.model.to(self.device).train()
         edges, environments = self._tensors(data.train)
+        self.frequency = edges.float().mean(0)
         trained = [*self.model.surroundings.parameters(), *self.model.exemplars.parameters()]
         trained += self.model.decoder.parameters()
         optimizer = torch.optim.AdamW(trained, lr=PEAK_LR, weight_decay=WEIGHT_DECAY, fused=True)
@@ -70,18 +87,22 @@ class Ours:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
             optimizer.step()
-            self.model.exemplars.remember(batch, digest(of), noise_seed)
+            if self.remembers:
+                self.model.exemplars.remember(batch, self.model.origin(batch, of, present), noise_seed)
             step += 1
         self.model.eval()
 
     def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:
         """Draw one network for each environment."""
-        environments = torch.from_numpy(np.asarray(conditions, np.float32)).to(self.device)
-        drawn = self.model.generate(environments, torch.Generator().manual_seed(seed))
-        index, mask, adjacency = (t.cpu().numpy() for t in (drawn.metabolite_index, drawn.mask, drawn.adjacency))
-        return [
-            Graph(index[b][mask[b]], adjacency[b][np.ix_(mask[b], mask[b])], conditions[b]) for b in range(len(index))
-        ]
+        environments = np.asarray(conditions, np.float32)
+        asked = [e.tobytes() for e in environments]
+
+        def accept(networks: Sequence[Network]) -> list[bool]:
+            keys = [(e, n.edges) for e, n in zip(asked, networks, strict=True)]
+            return [not self.distinct or keys.index(key) == place for place, key in enumerate(keys)]
+
+        networks, _, _ = draw_accepted(self.model, self.vocabulary, environments, seed, accept)
+        return [_graph(network, condition) for network, condition in zip(networks, conditions, strict=True)]
 
     @torch.no_grad()
     def bound_nats(self, graphs: Sequence[Graph]) -> float:
@@ -98,6 +119,34 @@ class Ours:
         ]
         return float(torch.stack(bounds).mean())
 
+    @torch.no_grad()
+    def calibration(self, graphs: Sequence[Graph]) -> dict[str, Any]:
+        """Return how well the model knows what it does not know, over networks in environments it never saw.
+
+        `edge_ece`, `edge_brier` and the reliability diagram `edge_reliability` ([mean probability, frequency, edges] of
+        each bin) are of the probability of each known edge; `edge_brier_of_frequencies` is what the frequency of each
+        edge in training gets, whatever the environment. `size_within_90` is the share of networks whose number of edges
+        lies in the central 90 % of the numbers that the model draws at temperature 1.
+        """
+        edges, environments = self._tensors(graphs)
+        present = torch.ones(len(graphs), dtype=torch.bool, device=self.device)
+        places = torch.arange(len(graphs), device=self.device)
+        probability, _ = self.model.marginals(environments, present, places)
+        truth, foretold = edges.cpu().numpy().ravel(), probability.cpu().numpy().ravel()
+        of_training = self.frequency.expand_as(probability).cpu().numpy().ravel()
+        many = environments.repeat_interleave(SIZE_DRAWS, 0)
+        drawn = self.model.generate(many, torch.Generator().manual_seed(0), temperature=1.0)
+        sizes = drawn.adjacency.sum((1, 2)).view(-1, SIZE_DRAWS).float()
+        low, high = torch.quantile(sizes, torch.tensor([0.05, 0.95], device=self.device), dim=1)
+        size = edges.sum(1)
+        return {
+            "edge_ece": metrics.ece(truth, foretold),
+            "edge_brier": metrics.brier(truth, foretold),
+            "edge_brier_of_frequencies": metrics.brier(truth, of_training),
+            "edge_reliability": np.round(metrics.reliability(truth, foretold), 4).tolist(),
+            "size_within_90": float(((low <= size) & (size <= high)).float().mean()),
+        }
+
     def _tensors(self, graphs: Sequence[Graph]) -> tuple[Bool[Tensor, "G E"], Float[Tensor, "G V"]]:
         """Return which of the known edges each network has, and its environment."""
         edges = torch.zeros(len(graphs), len(self.model.pairs) + 1, dtype=torch.bool)
@@ -107,6 +156,12 @@ class Ours:
             edges[place, rows[graph.labels[source], graph.labels[target]]] = True
         environments = torch.from_numpy(np.stack([g.condition for g in graphs]).astype(np.float32))
         return edges[:, 1:].to(self.device), environments.to(self.device)
+
+
+def _graph(network: Network, condition: np.ndarray) -> Graph:
+    adjacency = np.zeros((len(network.metabolites),) * 2, dtype=bool)
+    adjacency[network.pairs[:, 0], network.pairs[:, 1]] = True
+    return Graph(network.metabolite_index, adjacency, condition)
 
 
 def _bound(decoded: Decoded, edges: Bool[Tensor, "B E"]) -> Float[Tensor, " B"]:

@@ -13,7 +13,6 @@ from models import noise
 from models.losses import gather_with_grad
 
 SHARPNESS = 30.0  # p(network | exemplar) falls by e for each thirtieth of Jaccard distance
-FORGOTTEN = 0.1  # share of an exemplar's edges that training hides, so that it is not copied blindly
 _KEY_DIM, _HIDDEN = 32, 128
 
 
@@ -40,8 +39,17 @@ class Exemplars(nn.Module):
     written: Tensor
     place: Tensor
 
-    def __init__(self, known_edges: int, condition_dim: int, size: int) -> None:
+    def __init__(self, known_edges: int, condition_dim: int, size: int, forget: float) -> None:
+        """Build an empty queue.
+
+        Args:
+            known_edges: Edges that a network may have.
+            condition_dim: Numbers that embed an environment, and an exemplar.
+            size: Networks that are kept.
+            forget: Share of the edges of an exemplar that training hides, so that it is not copied blindly.
+        """
         super().__init__()
+        self.forget = forget
         self.register_buffer("edges", torch.zeros(size, known_edges, dtype=torch.bool))
         self.register_buffer("origin", torch.zeros(size, dtype=torch.int64))  # digest of the environment
         self.register_buffer("written", torch.zeros(size, dtype=torch.bool))
@@ -92,11 +100,11 @@ class Exemplars(nn.Module):
         seed: Int[Tensor, " B"] | None = None,
         stream: int = 0,
     ) -> Float[Tensor, "B D"]:
-        """Return what the decoder reads of an exemplar; zeros where there is none. A seed hides FORGOTTEN of it."""
+        """Return what the decoder reads of an exemplar; zeros where there is none. A seed hides part of it."""
         edges = self.edges[row]
         if seed is not None:
             places = torch.arange(edges.shape[1], device=row.device)[None]
-            edges = edges & (noise.uniform(seed, stream, places) > FORGOTTEN)
+            edges = edges & (noise.uniform(seed, stream, places) > self.forget)
         return self.read(edges.to(self.read[0].weight.dtype)) * usable[:, None]
 
     @torch.no_grad()

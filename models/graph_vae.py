@@ -20,8 +20,8 @@ from models.losses import Term
 from models.masking import hidden_share
 
 EXEMPLAR, FORGET, SHARE, HIDE, SHIFT = range(1, 6)  # streams of noise
-LATENTS = 100  # first of the streams that say how sure an edge is
-LATENT_DRAWS = 16  # exemplars from which the standard deviation of an edge's probability is measured
+TOLD = 100  # first of the streams of the exemplars over which the probability of an edge is averaged
+TOLD_DRAWS = 32
 GENERATION_CHUNK = 128  # networks decoded at a time, for bounded memory; the result does not depend on it
 MAX_EDGES = 65_536  # that may be known: the decoder has a row of weights for each
 _DRAW_STRIDE = 1 << 20  # noise of an edge does not depend on how many draws there are
@@ -53,8 +53,8 @@ class GeneratedGraphs(NamedTuple):
     mask: Bool[Tensor, "B N"]
     adjacency: Bool[Tensor, "B N N"]
     edge_type: Int[Tensor, "B N N"]  # that the reaction DB gives
-    edge_probability: Float[Tensor, "B N N"]  # of each pair in this environment, whatever else there is
-    edge_std: Float[Tensor, "B N N"]  # standard deviation of that probability between exemplars
+    edge_probability: Float[Tensor, "B N N"]  # GraphVAE.marginals of each pair
+    edge_std: Float[Tensor, "B N N"]
 
 
 class GraphVAE(nn.Module):
@@ -95,7 +95,7 @@ class GraphVAE(nn.Module):
         self.encoder = GraphEncoder(width, config.heads, config.encoder_layers, config.latent_dim)
         self.recon = nn.Linear(config.latent_dim, len(pairs))
         self.surroundings = EnvironmentEncoder(width)
-        self.exemplars = Exemplars(len(pairs), width, config.exemplars)
+        self.exemplars = Exemplars(len(pairs), width, config.exemplars, config.forget)
         self.decoder = edge_set.EdgeSetDecoder(len(pairs), config.decoder_width, config.decoder_layers, width)
 
     def forward(
@@ -153,7 +153,7 @@ class GraphVAE(nn.Module):
             shift = noise.normal(seed, SHIFT, torch.arange(environment.shape[1], device=seed.device)[None])
             shift = self.config.environment_shift * shift
         surroundings = self.surroundings(environment, present, shift)
-        origin = self._origin(edges, environment, present)
+        origin = self.origin(edges, environment, present)
         told = self.exemplars.posterior(edges, surroundings, origin, seed, EXEMPLAR)
         exemplar = self.exemplars.embed(told.row, told.usable, seed if self.training else None, FORGET)
         draws = torch.arange(self.config.draws, device=seed.device)[:, None]
@@ -172,9 +172,11 @@ class GraphVAE(nn.Module):
     ) -> None:
         """Keep the networks of a training batch as exemplars; every rank must call it, outside of recorded graphs."""
         edges = self.edges(graph)
-        self.exemplars.remember(edges, self._origin(edges, environment, present), seed)
+        self.exemplars.remember(edges, self.origin(edges, environment, present), seed)
 
-    def _origin(self, edges: Tensor, environment: Tensor, present: Tensor) -> Int[Tensor, " B"]:
+    def origin(
+        self, edges: Bool[Tensor, "B E"], environment: Float[Tensor, "B V"], present: Bool[Tensor, " B"]
+    ) -> Int[Tensor, " B"]:
         """Return a digest of the environment; of the network itself where there is none."""
         return torch.where(present, digest(environment), digest(edges.float()))
 
@@ -211,20 +213,32 @@ class GraphVAE(nn.Module):
     def _generate(
         self, environment: Tensor, present: Tensor, seed: Tensor, steps: int, temperature: float
     ) -> GeneratedGraphs:
+        condition = self._told(environment, present, seed, EXEMPLAR, temperature)
+        chosen = edge_set.sample(self.decoder, condition, seed, steps, temperature)
+        return self._assemble(chosen, *self.marginals(environment, present, seed))
+
+    @torch.no_grad()
+    def marginals(
+        self, environment: Float[Tensor, "B V"], present: Bool[Tensor, " B"], seed: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]:
+        """Return the probability of each known edge in an environment, whatever else there is, and its doubt.
+
+        The probability is the mean over exemplars, the doubt the standard deviation between them; no temperature
+        sharpens them.
+        """
+        nothing = torch.full((len(seed), 1, len(self.pairs)), edge_set.HIDDEN, device=seed.device)
+        conditions = (self._told(environment, present, seed, TOLD + n) for n in range(TOLD_DRAWS))
+        alone = torch.stack([self.decoder(nothing, c)[:, 0].float().sigmoid() for c in conditions])
+        return alone.mean(0), alone.std(0)
+
+    def _told(
+        self, environment: Tensor, present: Tensor, seed: Tensor, stream: int, temperature: float = 1.0
+    ) -> Float[Tensor, "B D"]:
+        """Return what the decoder is told: the environment and an exemplar drawn for it."""
         surroundings = self.surroundings(environment, present)
         shares, usable = self.exemplars.log_shares(surroundings)
-        there = usable.any(1)
-
-        def told(stream: int) -> Tensor:
-            row = draw(torch.log_softmax(shares / temperature, dim=1), seed, stream)
-            return surroundings + self.exemplars.embed(row, there)
-
-        chosen = edge_set.sample(self.decoder, told(EXEMPLAR), seed, steps, temperature)
-        nothing = torch.full((len(seed), 1, len(self.pairs)), edge_set.HIDDEN, device=seed.device)
-        alone = torch.stack(
-            [self.decoder(nothing, told(LATENTS + n))[:, 0].float().sigmoid() for n in range(LATENT_DRAWS)]
-        )
-        return self._assemble(chosen, alone.mean(0), alone.std(0))
+        row = draw(torch.log_softmax(shares / temperature, dim=1), seed, stream)
+        return surroundings + self.exemplars.embed(row, usable.any(1))
 
     def _assemble(self, chosen: Tensor, probability: Tensor, std: Tensor) -> GeneratedGraphs:
         """Turn sets of edges into networks whose nodes are the metabolites that the edges join."""

@@ -115,7 +115,7 @@ def test_directed_rings_have_cycles_and_an_empty_graph_can_be_judged(tmp_path: P
     write_packed(tmp_path / "rings.npz", 20, directed=True, labels=True)
     rings = public_sets.load_folder(tmp_path)
     nothing = Graph(np.zeros(0, np.int64), np.zeros((0, 0), bool), np.zeros(0, np.float32))
-    found = bench.judge_graphs(rings, bench.Drawn([nothing, rings.train[0]], [], {}))
+    found = bench.judge_graphs(rings, bench.Drawn([nothing, rings.train[0]], {}))
     assert found["acyclic"] == 0.5 and found["acyclic_test"] == 0.0
     assert found["unique"] == 1.0 and found["novel"] == 0.5
     assert found["mmd_ratio_labels"] > 1.0  # half of what is drawn has no labels
@@ -131,7 +131,7 @@ def test_planar_counts_what_is_planar_and_connected_and_new_once(tmp_path: Path)
         np.zeros(0),
     )
     crowded = Graph(np.zeros(5, np.int64), ~np.eye(5, dtype=bool), np.zeros(0))
-    found = bench.judge_graphs(rings, bench.Drawn([rings.train[0], big, big, crowded], [], {}))
+    found = bench.judge_graphs(rings, bench.Drawn([rings.train[0], big, big, crowded], {}))
     assert found["valid"] == 0.75 and found["valid_unique_novel"] == 0.25
 
 

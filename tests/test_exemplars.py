@@ -19,7 +19,7 @@ def edges(*rows: str) -> Tensor:
 
 def queue(size: int = 4) -> Exemplars:
     torch.manual_seed(0)
-    return Exemplars(EDGES, WIDTH, size)
+    return Exemplars(EDGES, WIDTH, size, forget=0.1)
 
 
 def filled() -> Exemplars:
@@ -73,8 +73,8 @@ def test_without_exemplars_nothing_is_told_and_gradients_are_finite() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in exemplars.parameters())
 
 
-def test_training_hides_a_tenth_of_an_exemplar_and_evaluation_nothing() -> None:
-    exemplars = Exemplars(1000, WIDTH, 1)
+def test_training_hides_part_of_an_exemplar_and_evaluation_nothing() -> None:
+    exemplars = Exemplars(1000, WIDTH, 1, forget=0.1)
     exemplars.remember(torch.ones(1, 1000, dtype=torch.bool), torch.tensor([1]), torch.tensor([1]))
     row, usable = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.bool)
     read = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from models.biochemistry import Chemistry
 from models.configs import ModelConfig
 from models.objectives import build_objective
 from trainers import generate, oracle
-from trainers.networks import Network, draw, find_graph_vae
+from trainers.networks import REDRAWS, Network, draw, draw_accepted, find_graph_vae
 from trainers.records import read_records
 
 
@@ -82,6 +83,23 @@ def test_equal_seeds_draw_equal_networks_and_the_mask_allows_known_edges_only(
     assert first == [n.edges for n in draw(model, chemistry.metabolites, environments, seed=1)]
     assert first != [n.edges for n in draw(model, chemistry.metabolites, environments, seed=2)]
     assert oracle.edge_precision(first) == 1.0
+
+
+def test_what_the_critic_refuses_is_drawn_again_and_the_rest_stays(
+    untrained: tuple[torch.nn.Module, Chemistry],
+) -> None:
+    objective, chemistry = untrained
+    given = find_graph_vae(objective), chemistry.metabolites, np.repeat(parse_environment("ph=7")[None], 3, axis=0), 1
+    first = draw(*given)
+
+    def all_but_the_second(networks: Sequence[Network]) -> list[bool]:
+        return [number != 1 or network.edges != first[1].edges for number, network in enumerate(networks)]
+
+    networks, accepted, redrawn = draw_accepted(*given, all_but_the_second)
+    assert accepted == [True] * 3 and redrawn == 1
+    assert [n.edges == f.edges for n, f in zip(networks, first, strict=True)] == [True, False, True]
+    _, accepted, redrawn = draw_accepted(*given, lambda networks: [False] * len(networks))
+    assert accepted == [False] * 3 and redrawn == 3 * REDRAWS
 
 
 def test_real_networks_make_atp_in_their_own_environment_and_use_known_edges(dataset: Path) -> None:

@@ -49,7 +49,9 @@ def test_brier_of_a_coin_is_a_quarter_and_of_an_oracle_is_zero() -> None:
 def test_ece_by_hand() -> None:
     # Bin [.2, .3): probabilities .25 .25, one of two positive: gap .25. Bin [.9, 1]: .9 1.0, both positive: gap .05.
     truth = np.array([True, False, True, True])
-    assert metrics.ece(truth, np.array([0.25, 0.25, 0.9, 1.0])) == pytest.approx(0.5 * 0.25 + 0.5 * 0.05)
+    probability = np.array([0.25, 0.25, 0.9, 1.0])
+    assert metrics.ece(truth, probability) == pytest.approx(0.5 * 0.25 + 0.5 * 0.05)
+    assert metrics.reliability(truth, probability).tolist() == [[0.25, 0.5, 2], [pytest.approx(0.95), 1.0, 2]]
 
 
 def test_a_forecast_equal_to_the_base_rate_is_calibrated() -> None:

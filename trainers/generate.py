@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,26 @@ from models.objectives import UnifiedObjective
 from trainers import calibration, checkpoint, oracle
 from trainers.config import RunConfig
 from trainers.evaluate import find_run, plain
-from trainers.networks import Network, draw, find_graph_vae
+from trainers.networks import REDRAWS, Network, draw_accepted, find_graph_vae
 
 PARTS = ("unified", "graph_vae")
 
 
 def generate(
-    run: Path, out: Path, count: int, seed: int, environment_text: str | None = None, planet_name: str | None = None
+    run: Path,
+    out: Path,
+    count: int,
+    seed: int,
+    environment_text: str | None = None,
+    planet_name: str | None = None,
+    feasible: bool = False,
+    distinct: bool = False,
 ) -> dict[str, Any]:
     """Write `count` networks and report.json into `out`; return the report.
+
+    Args:
+        feasible: Draw a network again, a few times, as long as no known organism makes ATP with it.
+        distinct: The same for a network that repeats another one.
 
     Raises:
         InputError: The run, environment, planet, count or folder is not one that can be used.
@@ -65,8 +77,16 @@ def generate(
         )
     objective.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
-    networks = draw(find_graph_vae(objective), chemistry.metabolites, np.repeat(environment[None], count, axis=0), seed)
     nutrients = habitat.nutrients(environment)
+
+    def accept(networks: Sequence[Network]) -> list[bool]:
+        edges = [n.edges for n in networks]
+        first = [not distinct or edges.index(e) == place for place, e in enumerate(edges)]
+        runs = oracle.atp_feasible([oracle.Question(e, nutrients) for e in edges]) if feasible else first
+        return [a and b for a, b in zip(first, runs, strict=True)]
+
+    model, asked = find_graph_vae(objective), np.repeat(environment[None], count, axis=0)
+    networks, _, redrawn = draw_accepted(model, chemistry.metabolites, asked, seed, accept)
     runners = oracle.organisms([oracle.Question(n.edges, nutrients) for n in networks])
     report: dict[str, Any] = {
         "run": str(run),
@@ -88,6 +108,7 @@ def generate(
     ]
     report["summary"] = {
         "networks": count,
+        "redrawn": redrawn,
         "distinct": len({n.edges for n in networks}),
         "edge_precision": oracle.edge_precision([n.edges for n in networks]),
         "atp_feasible": float(np.mean([bool(organisms) for organisms in runners])),
@@ -158,10 +179,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--feasible",
+        action="store_true",
+        help=f"draw networks again, up to {REDRAWS} times, with which no known organism makes ATP",
+    )
+    parser.add_argument("--distinct", action="store_true", help="the same for networks that repeat another one")
     options = parser.parse_args(argv)
     try:
         report = generate(
-            find_run(options.run), options.out, options.count, options.seed, options.environment, options.planet
+            find_run(options.run),
+            options.out,
+            options.count,
+            options.seed,
+            options.environment,
+            options.planet,
+            options.feasible,
+            options.distinct,
         )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -179,7 +213,8 @@ def main(argv: list[str] | None = None) -> int:
         print("no network that is drawn can be expected to: try another planet or environment")
     summary = report["summary"]
     print(
-        f"{summary['networks']} networks in {options.out}, {summary['distinct']} distinct; edges in the reaction DB "
+        f"{summary['networks']} networks in {options.out}, {summary['distinct']} distinct, {summary['redrawn']} drawn "
+        f"again; edges in the reaction DB "
         f"{summary['edge_precision']:.0%}, ATP feasible {summary['atp_feasible']:.0%}; report.json says more of each"
     )
     return 0

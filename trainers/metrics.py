@@ -36,15 +36,27 @@ def brier(truth: Bool[np.ndarray, " n"], probability: Float[np.ndarray, " n"]) -
 def ece(truth: Bool[np.ndarray, " n"], probability: Float[np.ndarray, " n"], bins: int = CALIBRATION_BINS) -> float:
     """Return the expected calibration error over bins of equal width.
 
-    Each bin's |share of positives - mean probability| is weighted by its share of the samples; a probability of 1
-    belongs to the last bin.
+    Each bin's |share of positives - mean probability| is weighted by its share of the samples.
 
     Source:
         Naeini et al. 2015, for the probability of the positive class.
     """
+    diagram = reliability(truth, probability, bins)
+    return float(np.abs((diagram[:, 0] - diagram[:, 1]) * diagram[:, 2]).sum() / len(truth))
+
+
+def reliability(
+    truth: Bool[np.ndarray, " n"], probability: Float[np.ndarray, " n"], bins: int = CALIBRATION_BINS
+) -> Float[np.ndarray, "b 3"]:
+    """Return the reliability diagram: mean probability, share of positives and samples of each bin that has any.
+
+    Bins are of equal width; a probability of 1 belongs to the last.
+    """
     index = np.minimum((probability * bins).astype(int), bins - 1)
-    gaps = np.bincount(index, weights=probability - truth, minlength=bins)
-    return float(np.abs(gaps).sum() / len(truth))
+    counts = np.bincount(index, minlength=bins)
+    sums = (np.bincount(index, weights=values, minlength=bins) for values in (probability, truth))
+    filled = counts > 0
+    return np.stack([*(s[filled] / counts[filled] for s in sums), counts[filled]], axis=1)
 
 
 def classification(truth: Bool[np.ndarray, " n"], probability: Float[np.ndarray, " n"]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,9 @@ from torch import nn
 
 from models.graph_vae import GraphVAE
 from trainers.records import Edges
+
+REDRAWS = 8  # how often a network that is not accepted is drawn again, at most
+_SEED_STRIDE = 1_000_003  # between the seeds of attempts
 
 
 class Network(NamedTuple):
@@ -67,3 +71,32 @@ def draw(
             )
         )
     return networks
+
+
+def draw_accepted(
+    model: GraphVAE,
+    metabolites: tuple[str, ...],
+    environments: Float[np.ndarray, "n V"],
+    seed: int,
+    accept: Callable[[Sequence[Network]], Sequence[bool]],
+) -> tuple[list[Network], list[bool], int]:
+    """Draw as `draw` does, and again what a critic does not accept.
+
+    Args:
+        accept: Says of each network whether it may stay; it sees all of them, those that it accepted before too.
+
+    Returns:
+        The networks, which of them are accepted in the end, and how many more were drawn.
+    """
+    networks, redrawn = draw(model, metabolites, environments, seed), 0
+    accepted = accept(networks)
+    for attempt in range(1, REDRAWS + 1):
+        wrong = np.flatnonzero(~np.array(accepted, dtype=bool))
+        if not len(wrong):
+            break
+        again = draw(model, metabolites, environments[wrong], seed + attempt * _SEED_STRIDE)
+        redrawn += len(wrong)
+        for place, network in zip(wrong.tolist(), again, strict=True):
+            networks[place] = network
+        accepted = accept(networks)
+    return networks, list(accepted), redrawn
