@@ -105,7 +105,9 @@ class Exemplars(nn.Module):
         if seed is not None:
             places = torch.arange(edges.shape[1], device=row.device)[None]
             edges = edges & (noise.uniform(seed, stream, places) > self.forget)
-        return self.read(edges.to(self.read[0].weight.dtype)) * usable[:, None]
+        first = self.read[0]
+        assert isinstance(first, nn.Linear)
+        return self.read(edges.to(first.weight.dtype)) * usable[:, None]
 
     @torch.no_grad()
     def remember(self, edges: Bool[Tensor, "B E"], origin: Int[Tensor, " B"], seed: Int[Tensor, " B"]) -> None:
