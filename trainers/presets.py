@@ -49,7 +49,7 @@ def one_gpu(part: str) -> RunConfig:
     """Default-width networks, the packaged language model and larger batches on one GPU."""
     return RunConfig(
         model=ModelConfig(
-            graph=GraphVAEConfig(width=256, heads=8, encoder_layers=6, decoder_layers=6),
+            graph=GraphVAEConfig(width=256, heads=8, encoder_layers=6),
             climate=ClimateConfig(width=96, latent_dim=256),
             spectrum=SpectrumConfig(width=128, latent_dim=128),
             language=LanguageConfig(dtype="bfloat16", lora=LoRAConfig(rank=16, alpha=32.0)),
