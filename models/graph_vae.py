@@ -117,14 +117,19 @@ class GraphVAE(nn.Module):
         """
         seed = torch.zeros_like(graph.mask[:, 0], dtype=torch.long) if noise_seed is None else noise_seed
         visible = environment_present if environment_visible is None else environment_visible & environment_present
-        identity = self.identity(graph.metabolite_index) + self.read_composition(
-            self.composition[graph.metabolite_index]
-        )
-        latent = self.encoder(graph, identity, self.environment_encoder(environment, visible))
-        latent = latent * graph.mask.any(1, keepdim=True)
+        latent = self.encode(graph, environment, visible)
         edges = self.edges(graph)
         decoded = self.decode(edges, environment, environment_present, seed)
         return GraphVAEOutput(latent, edges, self.recon(latent).float(), *decoded)
+
+    def encode(
+        self, graph: GraphBatch, environment: Float[Tensor, "B V"], visible: Bool[Tensor, " B"]
+    ) -> Float[Tensor, "B Z"]:
+        """Return the latent that the fusion reads; an environment that is not visible has no part in it."""
+        index = graph.metabolite_index
+        identity = self.identity(index) + self.read_composition(self.composition[index])
+        latent = self.encoder(graph, identity, self.environment_encoder(environment, visible))
+        return latent * graph.mask.any(1, keepdim=True)
 
     def edges(self, graph: GraphBatch) -> Bool[Tensor, "B E"]:
         """Return which of the known edges a network has; what is not known is left out."""

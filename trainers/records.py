@@ -57,12 +57,13 @@ def read_records(data_dir: str | Path, split: str) -> list[Record]:
             nutrients=sample.graph.nutrients,
             edges=assemble.edge_names(sample.graph),
         )
-        for sample in _without_cubes(data_dir, split)
+        for sample in without_cubes(data_dir, split)
     ]
 
 
-def _without_cubes(data_dir: str | Path, split: str) -> Iterator[Sample]:
-    columns = [name for name in shards.SCHEMA.names if name != CUBE]  # 3 % of the bytes
+def without_cubes(data_dir: str | Path, split: str) -> Iterator[Sample]:
+    """Yield the planets of a split with zeros for their climate cubes, which are 97 % of the bytes."""
+    columns = [name for name in shards.SCHEMA.names if name != CUBE]
     for shard in shards.load_manifest(data_dir).of_split(split):
         opened = OpenShard(shards.read_part(data_dir, shard.file, columns))
         yield from (opened.row(row).sample() for row in range(opened.rows))
