@@ -33,7 +33,7 @@ PARITY = "parity"
 SIZES = {"1b": "1b", "13b": "13b", "small": "tiny"}
 PASSED_ON = (
     "counted", "calls", "model", "profile", "frozen_base", "sharing", "gathers", "gathered_bytes_at_most_by_model",
-    "links", "built_s", "allocated_after_build_gib",
+    "links", "built_s", "allocated_after_build_gib", "fetched_by", "unit_bytes",
 )  # fmt: skip
 NCCL = ("NCCL_NVLS_ENABLE", "NCCL_ALGO", "NCCL_PROTO", "NCCL_P2P_DISABLE")
 
@@ -229,21 +229,30 @@ def _sum(tables: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def parity_rows(runner: Runner, size: str, ranks: int) -> list[dict[str, Any]]:
+def parity_jobs(size: str, chain: Sequence[int], folder: Path) -> list[Job]:
+    """Return the jobs that `parity_rows` compares: all steps on the first number of GPUs and on one, then the others.
+
+    The second and the third number of GPUs go on with what the one before them left in the folder.
+    """
+
+    def part(gpus: int, first: int, last: int, where: str) -> Job:
+        given = ("--folder", str(folder / where), "--first", str(first), "--last", str(last))
+        return Job(size, PARITY, gpus, given)
+
+    middle = (SAVED_AFTER + PARITY_STEPS) // 2
+    return [
+        part(chain[0], 0, PARITY_STEPS, "parts"),
+        part(1, 0, PARITY_STEPS, "whole"),
+        part(chain[1], SAVED_AFTER, middle, "parts"),
+        part(chain[2], middle, PARITY_STEPS, "parts"),
+    ]
+
+
+def parity_rows(size: str, chain: Sequence[int], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Compare the losses of several ranks with those of one, and go on with other numbers of ranks."""
-    with tempfile.TemporaryDirectory() as folder:
-        whole_of, parts = Path(folder) / "whole", Path(folder) / "parts"
-
-        def part(gpus: int, first: int, last: int, where: Path) -> Job:
-            given = ("--folder", str(where), "--first", str(first), "--last", str(last))
-            return Job(size, PARITY, gpus, given)
-
-        middle = (SAVED_AFTER + PARITY_STEPS) // 2
-        whole = runner.one(part(ranks, 0, PARITY_STEPS, parts))
-        alone = runner.one(part(1, 0, PARITY_STEPS, whole_of))
-        second = runner.one(part(1, SAVED_AFTER, middle, parts))
-        third = runner.one(part(ranks, middle, PARITY_STEPS, parts))
-    names = (f"scaling/{size}/parity/{ranks}", f"scaling/{size}/resume/{ranks}-1-{ranks}")
+    whole, alone, second, third = results
+    ranks = chain[0]
+    names = (f"scaling/{size}/parity/{ranks}", f"scaling/{size}/resume/{'-'.join(map(str, chain))}")
     for found in (whole, alone, second, third):
         if "error" in found:
             return [{"row": name, "gpus": ranks, "error": found["error"]} for name in names]
@@ -301,7 +310,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     say(row)
     several = [n for n in (int(n) for n in arguments.gpus.split(",")) if 1 < n <= available]
     if PARITY in arguments.ways.split(",") and several:
-        for row in parity_rows(runner, "tiny", min(several)):
+        chain = (2, 4, 1) if {2, 4} <= set(several) else (min(several), 1, min(several))
+        with tempfile.TemporaryDirectory() as folder:
+            results = [runner.one(job) for job in parity_jobs("tiny", chain, Path(folder))]
+        for row in parity_rows("tiny", chain, results):
             say(row)
     return int(failed > 0)
 

@@ -14,9 +14,20 @@ from models.biochemistry import Chemistry
 from models.fused_decoder import FusedDecoder
 from models.objectives import UnifiedObjective
 from trainers import ds_config, flat, optim
-from trainers.communication import Piece, Sharing, of_contrast, of_metrics, of_step, of_zero2_step, walk
+from trainers.communication import (
+    Piece,
+    Sharing,
+    of_contrast,
+    of_exemplars,
+    of_frozen_step,
+    of_metrics,
+    of_step,
+    of_zero2_step,
+    walk,
+)
 from trainers.config import RunConfig
 from trainers.engine import DeepSpeedEngine, here, seed_step, start, weigh
+from trainers.frozen import FrozenShares
 
 WAYS = ("ours-zero3", "ours-zero2", "fsdp2")
 
@@ -30,6 +41,7 @@ class Training(NamedTuple):
     walk: Callable[[Batch, Callable[[], None] | None], Any] | None  # trainers.communication.walk of a step
     expected: Callable[[Any, Batch], dict[str, int]] | None  # bytes of a step by the model, from such a walk
     groups: int = 0  # of the optimizer, where the model of the bytes needs them
+    frozen: FrozenShares | None = None
 
 
 class Loss(nn.Module):
@@ -54,12 +66,14 @@ def _sum(values: Tensor) -> Tensor:
     return values
 
 
-def build(way: str, config: RunConfig, chemistry: Chemistry, decoder: FusedDecoder, device: torch.device) -> Training:
-    """Return the training of a unified model with this decoder."""
+def build(
+    way: str, config: RunConfig, chemistry: Chemistry, decoder: FusedDecoder, device: torch.device, frozen: str = "auto"
+) -> Training:
+    """Return the training of a unified model with this decoder; `frozen` is the engine's frozen_weights."""
     torch.manual_seed(0)
     objective = UnifiedObjective(config.model, chemistry, decoder)
     if way == "ours-zero3":
-        return _ours(objective, config, decoder)
+        return _ours(objective, config, decoder, frozen)
     root = Loss(objective, config)
     if way == "ours-zero2":
         return _zero2(root, objective, config, decoder, device)
@@ -68,8 +82,10 @@ def build(way: str, config: RunConfig, chemistry: Chemistry, decoder: FusedDecod
     return Training(stepper(root, decoder, config, device), root, decoder, None, None)
 
 
-def _ours(objective: UnifiedObjective, config: RunConfig, decoder: FusedDecoder) -> Training:
-    engine = DeepSpeedEngine(objective, config)
+def _ours(objective: UnifiedObjective, config: RunConfig, decoder: FusedDecoder, frozen: str) -> Training:
+    engine = DeepSpeedEngine(objective, config, frozen)
+    units: list[list[nn.Module]] = getattr(decoder, "frozen_units", [])
+    shares: FrozenShares | None = getattr(decoder, "frozen", None)
     groups = len(engine._zero.fp16_groups)
     terms = [0]
 
@@ -79,14 +95,16 @@ def _ours(objective: UnifiedObjective, config: RunConfig, decoder: FusedDecoder)
         return report.loss
 
     def walked(batch: Batch, mark: Callable[[], None] | None) -> Any:
-        return walk(engine._root, objective.leaf_modules(), lambda: step(batch), mark)
+        return walk(engine._root, engine.leaves, lambda: step(batch), mark, units)
 
     def expected(found: Any, batch: Batch) -> dict[str, int]:
         sharing = sharing_of(config, engine.world)
         total = of_step(found, sharing, groups)
-        return _added(total, of_metrics(terms[0]), _contrast(config, batch, engine.world))
+        fetched = {} if shares is None else {shares.operation: of_frozen_step(shares.unit_bytes())}
+        met = _among_ranks(objective, config, batch, engine.world)
+        return _added(total, of_metrics(terms[0]), met, fetched)
 
-    return Training(step, engine._root, decoder, walked, expected, groups)
+    return Training(step, engine._root, decoder, walked, expected, groups, shares)
 
 
 def sharing_of(config: RunConfig, world: int) -> Sharing:
@@ -144,14 +162,18 @@ def _zero2(
 
     def expected(_: Any, batch: Batch) -> dict[str, int]:
         own = {"all_reduce": 4 * (2 * root.terms + 1)}
-        return _added(of_zero2_step(pieces, world), own, _contrast(config, batch, world))
+        return _added(of_zero2_step(pieces, world), own, _among_ranks(objective, config, batch, world))
 
     return Training(step, root, decoder, None, expected)
 
 
-def _contrast(config: RunConfig, batch: Batch, world: int) -> dict[str, int]:
+def _among_ranks(objective: UnifiedObjective, config: RunConfig, batch: Batch, world: int) -> dict[str, int]:
+    """Return the bytes with which samples of all ranks meet: codes to tell apart, networks to remember."""
     samples, modalities = batch.present.shape
-    return of_contrast(samples * world, modalities, config.model.fusion.contrast_dim) if world > 1 else {}
+    if world == 1:
+        return {}
+    codes = of_contrast(samples * world, modalities, config.model.fusion.contrast_dim)
+    return _added(codes, of_exemplars(samples * world, objective.graph_vae.exemplars.edges.shape[1]))
 
 
 def _added(*tables: dict[str, int]) -> dict[str, int]:

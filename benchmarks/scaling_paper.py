@@ -20,7 +20,8 @@ WORTH = 0.01  # a setting is recommended when it saves more of the step than thi
 def walk_of(timeline: Mapping[str, Any]) -> Walk:
     """Return the walk that a timeline row holds."""
     pieces = tuple(Piece(*piece) for piece in timeline["pieces"])
-    return Walk(pieces, tuple(Event(b, f, m, leaf, tuple(o), tuple(u)) for b, f, m, leaf, o, u in timeline["events"]))
+    events = (Event(b, f, m, leaf, tuple(o), tuple(u), *unit) for b, f, m, leaf, o, u, *unit in timeline["events"])
+    return Walk(pieces, tuple(events))
 
 
 def links_of(measured: Sequence[Sequence[Any]], world: int) -> dict[str, Link]:
@@ -36,7 +37,7 @@ def foretell_row(timeline: Mapping[str, Any], found: Mapping[str, Any], gpus: in
     others = found["counted"]["torch"]
     return foretell(
         walk_of(timeline), timeline["gaps_s"], sharing, timeline["groups"], links_of(found["links"], gpus),
-        others=others, slowest=slowest,
+        others=others, slowest=slowest, unit_bytes=found.get("unit_bytes", ()),
     )  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def paper(size: str, rows: Mapping[str, Any]) -> list[str]:
     for gpus in PAPER_GPUS:
         told = on_paper(
             walked, timeline["gaps_s"], sharing, timeline["groups"], links, of["counted"]["torch"], of["token_spread"],
-            gpus,
+            gpus, of.get("unit_bytes", ()),
         )  # fmt: skip
         plain, hpz, qwz = told
         lines.append(

@@ -10,7 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from benchmarks import small_networks, unified
 from benchmarks.llm import fused_decoder, parameters_of
 from benchmarks.scaling_engines import WAYS, Training, build, sharing_of
+from benchmarks.scaling_time import FETCH
 from benchmarks.small_networks import data_folder
 from benchmarks.unified import SIZES, mark, settings, wait
 from data_pipeline.batch import Batch
@@ -30,10 +31,11 @@ from data_pipeline.stream import BatchStream, open_stream
 from models.biochemistry import Chemistry
 from models.language import load_tokenizer
 from models.objectives import UnifiedObjective
-from trainers import checkpoint
+from trainers import checkpoint, frozen
 from trainers.communication import Ledger, Walk, counted, gathered_bytes_at_most, of_micro_batch
 from trainers.config import RunConfig
 from trainers.engine import DeepSpeedEngine, finish, start, tokens_of
+from trainers.frozen import FrozenShares
 from trainers.inputs import OnDevice
 
 PROFILED = 2
@@ -47,7 +49,10 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--job", default="")
     p.add_argument("--result", type=Path, default=None)
     p.add_argument("--ds-config", default="", metavar="JSON", help="of our ZeRO-3 engine (ds_configs/)")
-    p.add_argument("--brief", action="store_true", help="weak scaling and counters alone")
+    p.add_argument("--brief", action="store_true", help="weak scaling, counters and profile alone")
+    p.add_argument(
+        "--frozen", default="auto", choices=("auto", "copies", "gathers", "deepspeed"), help="see the engine"
+    )
     p.add_argument("--folder", type=Path, default=None, help="of the run that a parity job saves or goes on with")
     p.add_argument("--first", type=int, default=0)
     p.add_argument("--last", type=int, default=PARITY_STEPS)
@@ -84,7 +89,7 @@ def train(asked: argparse.Namespace) -> dict[str, Any]:
     stream = stream_of(config, asked.samples)
     began = time.monotonic()
     decoder = fused_decoder(SIZES[asked.size], within_gib=asked.within_gib)
-    training = build(asked.job, config, Chemistry.from_dict(stream.chemistry), decoder, device)
+    training = build(asked.job, config, Chemistry.from_dict(stream.chemistry), decoder, device, asked.frozen)
     gc.collect()
     result: dict[str, Any] = {"built_s": round(time.monotonic() - began, 1)}
     if device.type == "cuda":
@@ -96,19 +101,22 @@ def train(asked: argparse.Namespace) -> dict[str, Any]:
     result["frozen_base"] = frozen_base(decoder)
     ledger, most = count_step(training, next(batches))
     result["frozen_base"]["gathered_bytes"] = most
+    if training.frozen is not None:
+        result["frozen_base"]["gathered_bytes"] += training.frozen.buffer_bytes
+        result["fetched_by"] = training.frozen.operation
     if training.expected is not None:  # FSDP2 goes past the functions that are watched
-        result["counted"] = {s: ledger.bytes(s) for s in ("zero", "torch")}
-        result["calls"] = {s: ledger.numbers(s) for s in ("zero", "torch")}
+        result["counted"] = {s: ledger.bytes(s) for s in ("zero", "torch", "frozen")}
+        result["calls"] = {s: ledger.numbers(s) for s in ("zero", "torch", "frozen")}
     if training.walk is not None:
         result |= walked(training, config, next(batches), world, device)
         result["model"] = training.expected(result.pop("_walk"), next(batches)) if training.expected else {}
     elif training.expected is not None:
         result["model"] = training.expected(None, next(batches))
+    result["profile"] = profiled(training.step, batches)
     if asked.brief:
         return result
-    result["profile"] = profiled(training.step, batches)
     if world > 1:
-        result["links"] = links(ledger, device)
+        result["links"] = links(ledger, device) + fetches(training.frozen, device)
         few = asked.samples // world
         result["strong"] = timed(training, iter(OnDevice(stream_of(config, few), device)), device, few, 3, asked.steps)
     return result
@@ -128,7 +136,8 @@ def timed(
         seconds.append(time.perf_counter() - began)
         tokens.append(int(tokens_of((batch,))))
     of_ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, (tokens[warm_up:], peaks()))
+    mapped = training.frozen.kept_bytes if training.frozen and training.frozen.operation == "copies" else 0
+    dist.all_gather_object(of_ranks, (tokens[warm_up:], peaks(mapped)))
     step_s = statistics.median(seconds[warm_up:])
     per_rank = [ranks for ranks, _ in of_ranks]
     mean = statistics.mean(t for ranks in per_rank for t in ranks)
@@ -145,18 +154,25 @@ def timed(
     }  # fmt: skip
 
 
-def peaks() -> dict[str, float]:
-    """Return the peaks of this rank's GPU in GiB."""
+def peaks(mapped: int = 0) -> dict[str, float]:
+    """Return the peaks of this rank's GPU in GiB, with bytes that torch's allocator does not know of."""
     if not torch.cuda.is_available():
         return {"allocated": 0.0, "reserved": 0.0}
     return {
-        "allocated": torch.cuda.max_memory_allocated() / GIB,
-        "reserved": torch.cuda.max_memory_reserved() / GIB,
+        "allocated": (torch.cuda.max_memory_allocated() + mapped) / GIB,
+        "reserved": (torch.cuda.max_memory_reserved() + mapped) / GIB,
     }
 
 
 def frozen_base(decoder: Any) -> dict[str, Any]:
     """Return how many frozen numbers the language model has and the bytes of them that this rank keeps."""
+    if taken := getattr(decoder, "frozen_numbers", None):  # trainers/frozen.py
+        whole = [t for m in decoder.modules() for t in vars(m).values() if isinstance(t, Tensor) and t.numel()]
+        shares = decoder.frozen
+        size = shares.kept_bytes if shares else 0
+        seen = {id(t) for unit in shares.views() for t in unit} if shares else set()
+        size += sum(t.numel() * t.element_size() for t in whole if id(t) not in seen)
+        return {"parameters": sum(taken.values()), "kept_bytes": size}
     frozen = [p for p in decoder.parameters() if not p.requires_grad]
     kept = [getattr(p, "ds_tensor", None) for p in frozen]
     own = [t if t is not None else _local(p) for t, p in zip(kept, frozen, strict=True)]
@@ -208,6 +224,7 @@ def walked(training: Training, config: RunConfig, batch: Batch, world: int, devi
         },
         "sharing": sharing._asdict(),
         "gathers": len(gathers),
+        "unit_bytes": training.frozen.unit_bytes() if training.frozen else [],
         "gathered_bytes_at_most_by_model": gathered_bytes_at_most(found, sharing),
     }  # fmt: skip
 
@@ -236,20 +253,37 @@ def communication_share(events: list[dict[str, Any]]) -> dict[str, Any]:
     kernels = [e for e in known if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
     if not kernels:
         return {"collectives": None, "not_hidden": None, "idle": None, "step_s": (end - begin) / len(steps) / 1e6}
-    nccl = [(e["ts"], e["ts"] + e["dur"]) for e in kernels if e["name"].startswith("nccl")]
-    rest = [(e["ts"], e["ts"] + e["dur"]) for e in kernels if not e["name"].startswith("nccl")]
+    copying = _copying_streams(kernels)
+
+    def moves(e: Mapping[str, Any]) -> bool:
+        return e["name"].startswith("nccl") or e.get("args", {}).get("stream") in copying
+
+    nccl = [(e["ts"], e["ts"] + e["dur"]) for e in kernels if moves(e)]
+    rest = [(e["ts"], e["ts"] + e["dur"]) for e in kernels if not moves(e)]
     any_of, compute, collectives = (_covered(s, begin, end) for s in (nccl + rest, rest, nccl))
     by_name: dict[str, float] = {}
     for e in kernels:
-        if e["name"].startswith("nccl"):
+        if moves(e):
             by_name[e["name"][:40]] = by_name.get(e["name"][:40], 0.0) + e["dur"] / 1e3 / len(steps)
     return {
         "collectives": collectives / (end - begin),
         "not_hidden": (any_of - compute) / (end - begin),
         "idle": 1 - any_of / (end - begin),
         "step_s": (end - begin) / len(steps) / 1e6,
+        "compute_s": compute / len(steps) / 1e6,
         "ms_a_step": {n: round(ms, 2) for n, ms in sorted(by_name.items(), key=lambda kv: -kv[1])[:5]},
     }
+
+
+def _copying_streams(kernels: Sequence[Mapping[str, Any]]) -> set[Any]:
+    """Return the streams on which nothing but copies between GPUs runs: those of trainers/frozen.py."""
+    between = {"PtoP", "DtoD"}
+    names: dict[Any, set[bool]] = {}
+    for e in kernels:
+        stream = e.get("args", {}).get("stream")
+        is_copy = e.get("cat") == "gpu_memcpy" and any(kind in e["name"] for kind in between)
+        names.setdefault(stream, set()).add(is_copy)
+    return {stream for stream, kinds in names.items() if stream is not None and kinds == {True}}
 
 
 def _covered(spans: list[tuple[float, float]], begin: float, end: float) -> float:
@@ -269,6 +303,27 @@ def links(ledger: Ledger, device: torch.device) -> list[tuple[str, int, float]]:
         chosen = sorted({sizes[round(i * (len(sizes) - 1) / 5)] for i in range(6)}) if sizes else [4096]
         for size in {*chosen, 2**16, 2**22, 2**26 if device.type == "cuda" else 2**22}:
             found.append((operation, *_time_one(operation, size, world, device)))
+    return found
+
+
+def fetches(shares: FrozenShares | None, device: torch.device) -> list[tuple[str, int, float]]:
+    """Time fetches of frozen units, by all ranks at once; return (operation, bytes, seconds)."""
+    if shares is None:
+        return []
+    found = []
+    target = torch.empty(max(shares.unit_bytes()), dtype=torch.uint8, device=device)
+    for size in sorted(set(shares.unit_bytes())):
+        unit = shares.units[shares.unit_bytes().index(size)]
+        seconds = []
+        for _ in range(5):
+            dist.barrier()
+            wait(device)
+            began = time.perf_counter()
+            for _ in range(5):
+                frozen.fetch(shares.source, unit, target[:size], shares.rank, shares.world)
+            wait(device)
+            seconds.append((time.perf_counter() - began) / 5)
+        found.append((FETCH, size, statistics.median(seconds)))
     return found
 
 
@@ -302,7 +357,8 @@ def parity(asked: argparse.Namespace) -> dict[str, Any]:
     stream = stream_of(config, PARITY_SAMPLES // world)
     chemistry = Chemistry.from_dict(stream.chemistry)
     torch.manual_seed(0)
-    engine = DeepSpeedEngine(UnifiedObjective(config.model, chemistry, fused_decoder(SIZES[asked.size])), config)
+    decoder = fused_decoder(SIZES[asked.size], torch.float32)  # bfloat16 would round apart what is packed otherwise
+    engine = DeepSpeedEngine(UnifiedObjective(config.model, chemistry, decoder), config, asked.frozen)
     if asked.first:
         stream.load_state_dict(checkpoint.load_newest(engine, asked.folder, chemistry).cursor)
     inputs = OnDevice(stream, engine.device)

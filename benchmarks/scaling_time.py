@@ -12,9 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trainers.communication import Sharing, Transfer, Walk, after_step, gathered_bytes_at_most, of_micro_batch
+from trainers.communication import (
+    Sharing,
+    Transfer,
+    Walk,
+    after_step,
+    gathered_bytes_at_most,
+    of_frozen,
+    of_micro_batch,
+)
+from trainers.frozen import BUFFERS
 
 AHEAD = 2  # fetches that the host may run ahead of the GPU: DeepSpeed 0.19.8 waits for the third
+FETCH = "frozen"  # of a unit by trainers/frozen.py
 GPUS_A_NODE = 8
 BETWEEN_NODES_BYTES_S = 50e9  # a GPU: 400 Gb/s
 USABLE = 0.85  # of a network card's rate, what collectives of hundreds of MB reach
@@ -60,6 +70,7 @@ def fit(measured: Sequence[tuple[str, int, float]], world: int) -> Link:
 def foretell(
     walked: Walk, gaps_s: Sequence[float], sharing: Sharing, groups: int, links: Mapping[str, Link], *,
     others: Mapping[str, int] | None = None, slowest: float = 1.0, gather_share: float = 1.0,
+    unit_bytes: Sequence[int] = (),
 ) -> Foretold:  # fmt: skip
     """Return the time of a step.
 
@@ -73,22 +84,35 @@ def foretell(
         others: Bytes of collectives that nothing hides (metrics, contrast), by operation.
         slowest: Work of the rank with most tokens over the mean: all wait for it.
         gather_share: Bytes of a gather over those of the model (quantised weights).
+        unit_bytes: What a fetch of each unit of frozen weights brings; its link is called FETCH.
     """
     world = sharing.world
 
     def seconds(transfer: Transfer) -> float:
-        gathers = transfer.operation == "all_gather"
+        gathers = transfer.operation in ("all_gather", FETCH)
         size = round(transfer.bytes * (gather_share if gathers else 1.0))
         return links[transfer.operation].seconds(transfer.operation, size, world)
 
     at: dict[int, list[Transfer]] = {}
     for transfer in of_micro_batch(walked, sharing):
         at.setdefault(transfer.at, []).append(transfer)
-    clock = free = moved = 0.0
+    fetches: dict[int, list[Transfer]] = {}
+    for transfer in of_frozen(walked, unit_bytes if world > 1 else (), FETCH):
+        fetches.setdefault(transfer.at, []).append(transfer)
+    arrived: dict[int, float] = {}  # of units
+    clock = free = moved = copier = 0.0
     began: list[float] = []  # of each fetch
     ready: dict[int, float] = {}
     for place, event in enumerate(walked.events):
         clock += slowest * gaps_s[place]
+        if event.unit >= 0:
+            for transfer in fetches.get(place, []):
+                took = seconds(transfer)
+                copier = max(copier, clock) + took
+                moved += took
+                arrived[transfer.parameters[0]] = copier
+            clock = max(clock, arrived.get(event.unit, 0.0)) if event.begins else clock
+            continue
         if event.begins:
             issued = began[-AHEAD] if len(began) >= AHEAD else 0.0
             began.append(clock)
@@ -141,7 +165,7 @@ class Choice(NamedTuple):
 
 def on_paper(
     walked: Walk, gaps_s: Sequence[float], sharing: Sharing, groups: int, links: Mapping[str, Link],
-    others: Mapping[str, int], spread: float, gpus: int,
+    others: Mapping[str, int], spread: float, gpus: int, unit_bytes: Sequence[int] = (),
 ) -> list[Choice]:  # fmt: skip
     """Return what each setting of ZeRO++ would give on so many GPUs.
 
@@ -154,17 +178,25 @@ def on_paper(
         others: As in foretell.
         spread: Standard deviation of the tokens of a batch over their mean.
         gpus: How many.
+        unit_bytes: As in foretell.
     """
     one = sum(gaps_s)
     slowest = 1 + spread * largest_of(gpus)
     wide = {operation: between_nodes(link, gpus) for operation, link in links.items()}
-    frozen = sum(p.numbers * p.number_bytes for p in walked.pieces if not p.trained)
+    frozen = sum(p.numbers * p.number_bytes for p in walked.pieces if not p.trained) + sum(unit_bytes)
+    buffers = BUFFERS * max(unit_bytes, default=0)
     found = []
     for setting, secondary, quantised in (("ZeRO-3", 0, 1.0), ("hpZ", GPUS_A_NODE, 1.0), ("qwZ", 0, QUANTISED)):
         # The frozen base never changes, so its second partition inside a node stays valid: its gathers stay there.
         shared = sharing._replace(world=gpus)
-        used = dict(wide) | ({"all_gather": links["all_gather"]} if secondary else {})
-        told = foretell(walked, gaps_s, shared, groups, used, others=others, slowest=slowest, gather_share=quantised)
+        # Copies reach the neighbours of one host; over several, frozen weights are gathered like all else.
+        inside = {"all_gather": links["all_gather"], FETCH: links.get(FETCH, links["all_gather"])}
+        used = dict(wide) | {FETCH: wide["all_gather"]} | (inside if secondary else {})
+        told = foretell(
+            walked, gaps_s, shared, groups, used, others=others, slowest=slowest, gather_share=quantised,
+            unit_bytes=unit_bytes,
+        )  # fmt: skip
         held = frozen / gpus + (frozen / secondary if secondary else 0) + gathered_bytes_at_most(walked, shared)
+        held += buffers
         found.append(Choice(gpus, setting, told.step_s, one / told.step_s, held / 2**30))
     return found

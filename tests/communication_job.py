@@ -18,7 +18,7 @@ from rank_job import CHEMISTRY, STEPS, batches, config, engine_of
 from benchmarks.scaling_engines import build
 from models.fused_decoder import FusedDecoder
 from models.objectives import UnifiedObjective
-from trainers import communication as c, ds_config
+from trainers import communication as c, ds_config, frozen
 from trainers.engine import DeepSpeedEngine, finish, start
 
 
@@ -34,17 +34,23 @@ def zero3(folder: Path) -> dict[str, object]:
         engine.train_step(batch)
     with c.counted() as ledger:
         report = engine.train_step(given[-1])
-    walked = c.walk(engine._root, engine.objective.leaf_modules(), lambda: engine.train_step(given[0]))
+    decoder = engine.objective.language.causal
+    walked = c.walk(engine._root, engine.leaves, lambda: engine.train_step(given[0]), None, decoder.frozen_units)
     sharing = c.Sharing.of(ds_config.read(path)["zero_optimization"], engine.world)
     gathers = [t.bytes for t in c.of_micro_batch(walked, sharing) if t.operation == "all_gather"]
     counted = [call.bytes for call in ledger.calls if call.source == "zero" and call.operation == "all_gather"]
     return {
+        "fetched": ledger.bytes("frozen"),
+        "fetched_model": sum(t.bytes for t in c.of_frozen(walked, decoder.frozen.unit_bytes())),
         "counted": ledger.bytes("zero"),
         "model": c.of_step(walked, sharing, len(engine._zero.fp16_groups)),
         "own": ledger.bytes("torch"),
         "own_model": {
             "metrics": c.of_metrics(len(report.means)),
             "contrast": c.of_contrast(given[-1].present.shape[0] * engine.world, given[-1].present.shape[1], 8),
+            "exemplars": c.of_exemplars(
+                given[-1].present.shape[0] * engine.world, engine.objective.graph_vae.exemplars.edges.shape[1]
+            ),
         },
         "in_order": counted[: len(gathers)] == gathers,
         "persistent": sum(p.numbers <= sharing.persistence_threshold for p in walked.pieces),
@@ -77,6 +83,7 @@ def engine_objective() -> FusedDecoder:
 def main() -> None:
     way, folder = sys.argv[1], Path(sys.argv[2])
     start(60.0)
+    frozen.WHOLE_ON_CPU = 500_000  # so that the layers of the language model are shared out
     result = zero2() if way == "zero2" else zero3(folder)
     if dist.get_rank() == 0:
         temporary = folder / "result.part"

@@ -119,10 +119,11 @@ def test_counters_of_two_zero3_ranks_equal_the_model_to_the_byte(name: str, tmp_
     found = run("zero3", tmp_path, **SETTINGS[name])
     assert found["counted"] == found["model"]
     assert found["in_order"]  # every gather at its place
+    assert found["fetched"] == {"all_gather": found["fetched_model"]}
     assert found["persistent"] > 0
     own = found["own_model"]
     assert found["own"] == {
-        "all_gather": own["contrast"]["all_gather"],
+        "all_gather": own["contrast"]["all_gather"] + own["exemplars"]["all_gather"],
         "all_reduce": own["contrast"]["all_reduce"] + own["metrics"]["all_reduce"],
     }
 

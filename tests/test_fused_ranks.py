@@ -26,8 +26,9 @@ from models.fuse import fuse
 from models.language import LanguageModel
 from models.losses import Term
 from models.objectives import ObjectiveOutput
+from trainers import frozen
 from trainers.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from trainers.engine import build_engine, finish
+from trainers.engine import DeepSpeedEngine, build_engine, finish
 
 pytestmark = pytest.mark.ranks
 SAMPLES, STEPS, LENGTH = 4, 3, 12
@@ -74,7 +75,7 @@ def text(step: int, silent: int) -> TextBatch:
 
 
 def train(
-    engine: str, world: int, rank: int, recompute: str, silent: int, quantise: str
+    engine: str, world: int, rank: int, recompute: str, silent: int, quantise: str, weights: str = ""
 ) -> tuple[list[list[float]], dict[str, Tensor]]:
     per_rank = SAMPLES // world
     config = RunConfig(
@@ -82,7 +83,8 @@ def train(
         optim=OptimConfig(lr=3e-2, lr_warmup_steps=1, clip_norm=0.5),
         train=TrainConfig(part="llm", engine=engine, steps=STEPS, process_group_timeout_s=60.0),
     )
-    made = build_engine(Objective(recompute, quantise), config)
+    objective = Objective(recompute, quantise)
+    made = DeepSpeedEngine(objective, config, weights) if weights else build_engine(objective, config)
     curve = []
     for step in range(STEPS):
         mine = slice(rank * per_rank, (rank + 1) * per_rank)
@@ -93,15 +95,23 @@ def train(
         report = made.train_step(replace(collate(samples, max_nodes=4), text=part))
         curve.append([report.loss, report.grad_norm])
     assert made._audit is None  # gradients reached adapters in two steps; it would warn of tensors that got none
+    if weights == "gathers":
+        shares = objective.language.causal.frozen
+        assert len(shares.units) == 5 and shares.kept_bytes * world == sum(shares.unit_bytes())
     return curve, made.weights()
 
 
 @pytest.mark.parametrize(
-    ("recompute", "silent", "quantise"),
-    [("auto", 0, "none"), ("auto", 2, "none"), ("layer", 0, "none"), ("layer", 2, "nf4")],
-)
-def test_two_zero3_ranks_equal_one_process(recompute: str, silent: int, quantise: str, tmp_path: Path) -> None:
-    arguments = [recompute, str(silent), quantise, str(tmp_path)]
+    ("recompute", "silent", "quantise", "shared_by"),
+    [
+        ("auto", 0, "none", "gathers"), ("auto", 2, "none", "gathers"), ("layer", 0, "none", "gathers"),
+        ("layer", 2, "nf4", "gathers"), ("auto", 2, "none", "deepspeed"), ("layer", 0, "nf4", "deepspeed"),
+    ],
+)  # fmt: skip
+def test_two_zero3_ranks_equal_one_process(
+    recompute: str, silent: int, quantise: str, shared_by: str, tmp_path: Path
+) -> None:
+    arguments = [recompute, str(silent), quantise, shared_by, str(tmp_path)]
     start_ranks(__file__, arguments, 2, tmp_path / "curve.json", timeout_s=120)
     curve, weights = train("local", 1, 0, recompute, silent, quantise)
     for two, one in zip(json.loads((tmp_path / "curve.json").read_text()), curve, strict=True):
@@ -112,8 +122,9 @@ def test_two_zero3_ranks_equal_one_process(recompute: str, silent: int, quantise
 
 
 def main() -> None:
-    recompute, silent, quantise, folder = sys.argv[1:]
-    curve, weights = train("deepspeed", 2, int(os.environ["RANK"]), recompute, int(silent), quantise)
+    recompute, silent, quantise, shared_by, folder = sys.argv[1:]
+    frozen.WHOLE_ON_CPU = 100  # or nothing of so small a model would be shared out
+    curve, weights = train("deepspeed", 2, int(os.environ["RANK"]), recompute, int(silent), quantise, shared_by)
     if weights:
         torch.save(weights, Path(folder) / "weights.pt")
         (Path(folder) / "curve.json").write_text(json.dumps(curve))

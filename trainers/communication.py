@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from trainers import frozen
+
 # The tensor whose bytes count: its place among the arguments and its names, DeepSpeed's and torch's.
 _OPERATIONS: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "all_gather_into_tensor": ("all_gather", 0, ("output_tensor",)),
@@ -37,7 +39,7 @@ _OPERATIONS: dict[str, tuple[str, int, tuple[str, ...]]] = {
 class Call(NamedTuple):
     """One collective of this rank."""
 
-    source: str  # "zero": DeepSpeed's; "torch": called without it (metrics of our engine, FSDP)
+    source: str  # "zero": DeepSpeed's; "frozen": trainers/frozen.py's; "torch": the rest (metrics of our engine, FSDP)
     operation: str
     bytes: int
 
@@ -93,9 +95,21 @@ def counted(on_call: Callable[[], None] | None = None) -> Iterator[Ledger]:
     usual = [(o, s, n, getattr(o, n)) for o, s in owners for n in _OPERATIONS if hasattr(o, n)]
     for owner, source, name, function in usual:
         setattr(owner, name, watched(source, name, function))
+    usual_fetch = frozen.fetch
+
+    def fetch(source: frozen.Source, unit: frozen.Unit, target: Tensor, rank: int, world: int) -> None:
+        ledger.calls.append(Call("frozen", "copies" if source.of_ranks else "all_gather", _bytes(target)))
+        inside.one = True
+        try:
+            usual_fetch(source, unit, target, rank, world)
+        finally:
+            inside.one = False
+
+    frozen.fetch = fetch
     try:
         yield ledger
     finally:
+        frozen.fetch = usual_fetch
         for owner, _, name, function in usual:
             if owner is dist:
                 setattr(owner, name, function)
@@ -125,7 +139,10 @@ class Piece(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A module is about to run or has run; `own` is gathered for it, `below` are its and its submodules' parameters."""
+    """A module is about to run or has run; `own` is gathered for it, `below` are its and its submodules' parameters.
+
+    Or a unit of frozen weights (trainers/frozen.py) is about to be used or has been, of which DeepSpeed knows nothing.
+    """
 
     begins: bool
     forward: bool
@@ -133,6 +150,7 @@ class Event(NamedTuple):
     leaf: bool
     own: tuple[int, ...]
     below: tuple[int, ...]
+    unit: int = -1
 
 
 class Walk(NamedTuple):
@@ -143,8 +161,9 @@ class Walk(NamedTuple):
 
 
 def walk(
-    root: nn.Module, leaves: Sequence[nn.Module], run: Callable[[], Any], mark: Callable[[], None] | None = None
-) -> Walk:
+    root: nn.Module, leaves: Sequence[nn.Module], run: Callable[[], Any], mark: Callable[[], None] | None = None,
+    units: Sequence[Sequence[nn.Module]] = (),
+) -> Walk:  # fmt: skip
     """Run a micro-batch forward and backward and return what it meets; works on the meta device too.
 
     A module is met where ZeRO-3 would hook it: before and after its forward, when the gradient of an output comes, when
@@ -155,6 +174,7 @@ def walk(
         leaves: The leaf modules.
         run: Runs root and its backward pass.
         mark: Called at each event, such as to record its time.
+        units: Modules below a leaf whose frozen weights trainers/frozen.py fetches, in its order.
     """
     # The order of DeepSpeed: it numbers parameters module by module.
     number = {id(p): i for i, p in enumerate(dict.fromkeys(p for m in root.modules() for p in _own(m)))}
@@ -169,6 +189,8 @@ def walk(
         below = tuple(dict.fromkeys(number[id(p)] for m in module.modules() for p in (*_own(m), *_external(m))))
         own = below if id(module) in whole else tuple(number[id(p)] for p in (*_own(module), *_external(module)))
         handles += _watch(module, functools.partial(_note, events, mark, place, id(module) in whole, own, below))
+    for unit, module in ((unit, module) for unit, below in enumerate(units) for module in below):
+        handles += _watch(module, functools.partial(_note_unit, events, mark, unit))
     try:
         run()
     finally:
@@ -191,6 +213,12 @@ def _note(
     below: tuple[int, ...], begins: bool, forward: bool,
 ) -> None:  # fmt: skip
     events.append(Event(begins, forward, place, leaf, own, below))
+    if mark is not None:
+        mark()
+
+
+def _note_unit(events: list[Event], mark: Callable[[], None] | None, unit: int, begins: bool, forward: bool) -> None:
+    events.append(Event(begins, forward, -1, False, (), (), unit))
     if mark is not None:
         mark()
 
@@ -343,7 +371,7 @@ class _Held:
         self.persistent = {i for i, p in enumerate(walked.pieces) if p.numbers <= sharing.persistence_threshold}
         self.available = set(self.persistent) if persistent_are_there else set()
         self.in_flight: set[int] = set()
-        self.begins = [e for e in walked.events if e.begins]
+        self.begins = [e for e in walked.events if e.begins and e.unit < 0]
         self.most_frozen_bytes = 0
 
     def micro_batch(self) -> list[Transfer]:
@@ -357,6 +385,8 @@ class _Held:
         self.fetched_for = dict.fromkeys(range(len(self.walked.pieces)), -(10**10))
         active: dict[int, set[int]] = {p: set() for p in range(len(self.walked.pieces))}
         for place, event in enumerate(self.walked.events):
+            if event.unit >= 0:
+                continue
             if event.begins:
                 for p in event.own:
                     active[p].add(event.module)
@@ -453,6 +483,36 @@ def _by_size(wanted: Sequence[int], pieces: Sequence[Piece]) -> list[tuple[int, 
     return [tuple(kind) for kind in kinds.values()]
 
 
+# --- frozen weights in shares of their own ---------------------------------------------------------------------------
+
+
+def of_frozen(walked: Walk, unit_bytes: Sequence[int], operation: str = "all_gather") -> list[Transfer]:
+    """Return the fetches of a micro-batch after the first in their order; `parameters` holds the unit.
+
+    Args:
+        walked: What a micro-batch meets, its units included.
+        unit_bytes: What a fetch of each unit brings; none on one rank.
+        operation: What a fetch is called.
+    """
+    holding = frozen.Holding(len(unit_bytes))
+    found: list[Transfer] = []
+    for _ in range(2):  # the first pass begins with nothing
+        found = []
+        for place, event in enumerate(walked.events):
+            if event.unit >= 0 and event.begins and unit_bytes:
+                fetched = [unit for unit, _ in holding.use(event.unit)]
+                found += [Transfer(operation, place, unit_bytes[unit], (unit,)) for unit in fetched]
+    return found
+
+
+def of_frozen_step(unit_bytes: Sequence[int]) -> int:
+    """Return the bytes that a training step fetches in which each unit runs once forward, and backward but the last.
+
+    Forward finds the first two units where the backward pass of the step before left them; backward finds the last two.
+    """
+    return sum(unit_bytes[2:]) + sum(unit_bytes[:-2])
+
+
 # --- ZeRO-2 and what the engine adds ---------------------------------------------------------------------------------
 
 
@@ -480,6 +540,16 @@ def of_metrics(terms: int, accumulation: int = 1) -> dict[str, int]:
     Items and totals of each term and a 1 a rank in float32 a micro-batch, and the tokens of the step in float64.
     """
     return {"all_reduce": accumulation * 4 * (2 * terms + 1) + 8}
+
+
+def of_exemplars(samples: int, edges: int) -> dict[str, int]:
+    """Return the bytes with which the networks of all ranks become exemplars (models/exemplars.py), a micro-batch.
+
+    Args:
+        samples: Of all ranks together.
+        edges: Known reactions: a byte each, beside two integers a network.
+    """
+    return {"all_gather": samples * (edges + 8 + 8)}
 
 
 def of_contrast(samples: int, modalities: int, width: int) -> dict[str, int]:

@@ -140,5 +140,13 @@ def offloads_optimizer(table: Mapping[str, Any]) -> bool:
     return bool(table["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none")
 
 
+def moves_parameters(table: Mapping[str, Any]) -> bool:
+    """Tell whether parameters are to lie off the GPU, twice or quantised: then the frozen ones are DeepSpeed's too."""
+    zero = table["zero_optimization"]
+    offloads = zero.get("offload_param", {}).get("device", "none") != "none"
+    quantised = zero.get("zero_quantized_weights", False) or zero.get("zero_quantized_nontrainable_weights", False)
+    return bool(offloads or quantised or zero.get("zero_hpz_partition_size", 1) > 1)
+
+
 def _shipped() -> str:
     return ", ".join(sorted(p.name for p in FOLDER.glob("*.json")))

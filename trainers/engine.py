@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from data_pipeline.batch import Batch
 from data_pipeline.errors import InputError
 from models.adapters import GradientAudit
+from models.fused_decoder import FusedDecoder
 from models.losses import Term, weighted_total
 from models.objectives import ObjectiveOutput
-from trainers import ds_config, flat, optim
+from trainers import ds_config, flat, frozen, optim
 from trainers.config import RunConfig
 
 _LOG = logging.getLogger(__name__)
@@ -245,7 +246,15 @@ class DeepSpeedEngine:
 
     zero_stage = 3
 
-    def __init__(self, objective: nn.Module, config: RunConfig) -> None:
+    def __init__(self, objective: nn.Module, config: RunConfig, frozen_weights: str = "auto") -> None:
+        """Share everything out over the ranks.
+
+        Args:
+            objective: What is trained.
+            config: How.
+            frozen_weights: How those of a fused decoder reach the ranks that need them: "copies" or "gathers" of
+                trainers/frozen.py, "auto" for the better one that is possible, "deepspeed" to leave them to it.
+        """
         deepspeed = start(config.train.process_group_timeout_s)
         from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
 
@@ -262,6 +271,12 @@ class DeepSpeedEngine:
         graphed = [on_gpu and not name.startswith("language.") for name in leaf_names]
         flats = (flat.flatten(*given) for given in zip(leaves, leaf_names, graphed, strict=True))
         self._flat = {f.name: f for of_module in flats for f in of_module}
+        if frozen_weights != "deepspeed" and not ds_config.moves_parameters(table):
+            decoders = [m for m in objective.modules() if isinstance(m, FusedDecoder)]
+            for decoder in decoders:
+                frozen.share_out(decoder, self.device, frozen_weights)
+            leaves = [*leaves, *decoders]
+        self.leaves = leaves  # modules that DeepSpeed gathers whole
         groups = optim.parameter_groups(objective, config.optim)
         if ds_config.offloads_optimizer(table):
             betas = (config.optim.beta1, config.optim.beta2)

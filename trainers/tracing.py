@@ -162,6 +162,9 @@ def language_parameters(objective: nn.Module) -> tuple[int, int]:
     for parameter in language.parameters():
         if not all(name.endswith(_TOKEN_TABLES) for name in names[id(parameter)]):
             counts[parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
+    for module in language.modules():  # whose frozen weights are no parameters any more (trainers/frozen.py)
+        taken = getattr(module, "frozen_numbers", {})
+        counts[0] += sum(size for name, size in taken.items() if not name.endswith(_TOKEN_TABLES))
     return counts[0], counts[1]
 
 
