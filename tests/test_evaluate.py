@@ -33,7 +33,13 @@ def metrics() -> dict[str, Any]:
             **{r: scored(0.8) for r in rows},
         },
         "generation": {
-            "unified": drawn | {"atp_feasible_shuffled_environment": 0.2},
+            "unified": drawn
+            | {
+                "atp_feasible_shuffled_environment": 0.2,
+                "edge_ece": 0.01,
+                "edge_brier": 0.02,
+                "edge_brier_of_frequencies": 0.04,
+            },
             "nearest_neighbour": drawn | {"atp_feasible": 0.4, "novel": 0.0},
             "untrained": {name: 0.1 for name in drawn},
             "real": drawn,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from models.graph_vae import GraphVAE
 from trainers import baselines, metrics, oracle
@@ -29,8 +30,13 @@ def rates(
     living = [r for r in judged if r.edges]
     if not living:  # a handful of planets may hold no network at all
         nothing = dict.fromkeys((*_rates([frozenset()], set()), "atp_feasible"), float("nan"))
-        shuffled = {"atp_feasible_shuffled_environment": float("nan")}
-        return {"unified": nothing | shuffled, "nearest_neighbour": nothing, "untrained": nothing, "real": nothing}
+        more = ("atp_feasible_shuffled_environment", "edge_ece", "edge_brier", "edge_brier_of_frequencies")
+        return {
+            "unified": nothing | dict.fromkeys(more, float("nan")),
+            "nearest_neighbour": nothing,
+            "untrained": nothing,
+            "real": nothing,
+        }
     asked = [living[i] for i in np.random.default_rng(SEED).permutation(len(living))[:NETWORKS]]
     environments = np.stack([r.environment for r in asked])
 
@@ -56,7 +62,29 @@ def rates(
         for (name, edges), answers in zip(networks.items(), feasible, strict=True)
     }
     table["unified"]["atp_feasible_shuffled_environment"] = table.pop("shuffled")["atp_feasible"]
+    table["unified"] |= doubts(model, metabolites, train, asked)
     return table
+
+
+def doubts(
+    model: GraphVAE, metabolites: tuple[str, ...], train: Sequence[Record], asked: Sequence[Record]
+) -> dict[str, float]:
+    """Return how well the probability of each known edge is calibrated, and what the frequencies in training get."""
+    known = [(metabolites[i], metabolites[j]) for i, j in model.pairs.tolist()]
+
+    def there(records: Sequence[Record]) -> np.ndarray:
+        return np.array([[edge in r.edges for edge in known] for r in records if r.edges])
+
+    device = model.pairs.device
+    environments = torch.from_numpy(np.stack([r.environment for r in asked])).to(device)
+    places = torch.arange(len(asked), device=device)
+    probability, _ = model.marginals(environments, torch.ones_like(places, dtype=torch.bool), places)
+    truth, foretold = there(asked), probability.cpu().numpy()
+    return {
+        "edge_ece": metrics.ece(truth.ravel(), foretold.ravel()),
+        "edge_brier": metrics.brier(truth, foretold),
+        "edge_brier_of_frequencies": metrics.brier(truth, there(train).mean(0)),
+    }
 
 
 def _rates(networks: Sequence[Edges], known: set[Edges]) -> dict[str, float]:

@@ -93,6 +93,8 @@ def table(metrics: Mapping[str, Any]) -> str:
         lines.append(f"{label:42} {shown[0]:>11} {shown[1]:>6} {shown[2]:>7} {shown[3]:>6}")
     own, shuffled = generation["unified"]["atp_feasible"], generation["unified"]["atp_feasible_shuffled_environment"]
     lines.append(f"unified, environments shuffled: ATP {_cell(shuffled)} against {_cell(own)} with their own")
+    edges = [_cell(generation["unified"][name]) for name in ("edge_ece", "edge_brier", "edge_brier_of_frequencies")]
+    lines.append(f"edges: calibration error {edges[0]}, Brier {edges[1]} ({edges[2]} by their frequency in training)")
     lines.append("")
     lines += list(losses(metrics)) or ["The network loses to no baseline in any of these numbers."]
     return "\n".join(lines)
