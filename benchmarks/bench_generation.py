@@ -36,6 +36,7 @@ from benchmarks.graph_sets import Generator, Graph, GraphSet
 from benchmarks.rows import Row
 from data_pipeline import scope
 from data_pipeline.errors import InputError
+from data_pipeline.variables import ENVIRONMENT
 from trainers import metrics, oracle
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -99,7 +100,7 @@ def measure(data_name: str, model_name: str, seed: int) -> dict[str, Any]:
     """Train one model on one set, draw and judge."""
     given = options().parse_known_args()[0]
     data, organisms = load(data_name, given)
-    model = build(model_name, given.device, not given.no_mask, data.named)
+    model = build(model_name, given.device, not given.no_mask, names_nodes(data))
     drawn = train_and_draw(model, data, seed, given.budget)
     judge = judge_metabolic if data_name in metabolic_sets.NAMES else judge_graphs
     return {
@@ -137,6 +138,11 @@ def build(name: str, device: str, use_mask: bool = True, named: bool = True) -> 
     return model
 
 
+def names_nodes(data: GraphSet) -> bool:
+    """Is the set one for the graph VAE: nodes with names, and environments or nothing as conditions?"""
+    return data.named and len(data.train[0].condition) in (0, len(ENVIRONMENT))
+
+
 def train_and_draw(model: Generator, data: GraphSet, seed: int, budget_seconds: float) -> Drawn:
     """Train, then draw DRAWS graphs for each test condition, or whole batches of the size of the test without any.
 
@@ -159,6 +165,7 @@ def train_and_draw(model: Generator, data: GraphSet, seed: int, budget_seconds: 
         "sample_seconds_1000": round(1000 * seconds / len(conditions), 2),
         "parameters": parameters(model),
     }
+    facts |= getattr(model, "chosen", {})  # by the held-out graphs
     if data.named and hasattr(model, "calibration"):  # of ours: peers say nothing of their doubt
         facts |= {k: _plain(v) for k, v in model.calibration(data.test).items()}
     return Drawn(graphs, facts)

@@ -32,7 +32,10 @@ SIZE_DRAWS = 40  # networks drawn to foretell the number of edges
 
 
 class Ours:
-    """The graph VAE, trained alone with its own loss; metabolic networks only, whose nodes have names."""
+    """The graph VAE, trained alone with its own loss; of graphs whose nodes have names.
+
+    Where no reactions are known, the edges of the training graphs are those that may be.
+    """
 
     def __init__(
         self,
@@ -58,14 +61,15 @@ class Ours:
         """Learn from the training networks; the learning rate falls with the seconds that are spent.
 
         Raises:
-            InputError: The nodes have no names, or the conditions are not environments.
+            InputError: The nodes have no names, or the conditions are no environments.
         """
-        if not data.named or len(data.train[0].condition) != len(ENVIRONMENT):
-            raise InputError(f"{data.name}: ours draws named nodes for environments; leave it out of --models here")
+        self.conditioned = len(data.train[0].condition) > 0
+        if not data.named or (self.conditioned and len(data.train[0].condition) != len(ENVIRONMENT)):
+            raise InputError(f"{data.name}: ours draws named nodes, for environments; leave it out of --models here")
         started = time.monotonic()
         torch.manual_seed(seed)
         self.vocabulary = data.vocabulary
-        self.model = GraphVAE(self.config, Chemistry.from_dict(reaction_db.chemistry_table(data.vocabulary)))
+        self.model = GraphVAE(self.config, Chemistry.from_dict(_chemistry(data)))
         self.model.to(self.device).train()
         edges, environments = self._tensors(data.train)
         self.frequency = edges.float().mean(0)
@@ -73,7 +77,7 @@ class Ours:
         trained += self.model.decoder.parameters()
         optimizer = torch.optim.AdamW(trained, lr=PEAK_LR, weight_decay=WEIGHT_DECAY, fused=True)
         draws = torch.Generator().manual_seed(seed)
-        present = torch.ones(BATCH, dtype=torch.bool, device=self.device)
+        present = self._present(BATCH)
         nodes = float(np.mean([len(g.labels) for g in data.train]))
         step = 0
         while (spent := (time.monotonic() - started) / seconds) < 1.0:
@@ -94,6 +98,8 @@ class Ours:
 
     def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:
         """Draw one network for each environment."""
+        if not self.conditioned:
+            return self._unconditional(conditions, seed)
         environments = np.asarray(conditions, np.float32)
         asked = [e.tobytes() for e in environments]
 
@@ -104,14 +110,26 @@ class Ours:
         networks, _, _ = draw_accepted(self.model, self.vocabulary, environments, seed, accept)
         return [_graph(network, condition) for network, condition in zip(networks, conditions, strict=True)]
 
+    def _unconditional(self, conditions: Float[np.ndarray, "n 0"], seed: int) -> list[Graph]:
+        nowhere = torch.zeros(len(conditions), len(ENVIRONMENT), device=self.device)
+        draws = torch.Generator().manual_seed(seed)
+        drawn = self.model.generate(nowhere, draws, environment_present=self._present(len(conditions)))
+        index, mask, adjacency = (t.cpu().numpy() for t in (drawn.metabolite_index, drawn.mask, drawn.adjacency))
+        return [
+            Graph(index[b][mask[b]], adjacency[b][np.ix_(mask[b], mask[b])], conditions[b]) for b in range(len(index))
+        ]
+
     @torch.no_grad()
     def bound_nats(self, graphs: Sequence[Graph]) -> float:
-        """Return the evidence bound: edges and the choice of the exemplar.
+        """Return the evidence bound: edges and the choice of the exemplar; infinite where a graph has an edge that may
+        not be.
 
         Shares to hide are uniform in (0.05, 1), so what is rarer than one in twenty hidden states is not counted.
         """
         edges, environments = self._tensors(graphs)
-        present = torch.ones(len(graphs), dtype=torch.bool, device=self.device)
+        if int(edges.sum()) != sum(int(g.adjacency.sum()) for g in graphs):
+            return float("inf")
+        present = self._present(len(graphs))
         places = torch.arange(len(graphs), device=self.device) * BOUND_DRAWS
         bounds = [
             _bound(self.model.decode(edges, environments, present, places + draw, all_hidden=0.0), edges)
@@ -129,13 +147,18 @@ class Ours:
         lies in the central 90 % of the numbers that the model draws at temperature 1.
         """
         edges, environments = self._tensors(graphs)
-        present = torch.ones(len(graphs), dtype=torch.bool, device=self.device)
+        present = self._present(len(graphs))
         places = torch.arange(len(graphs), device=self.device)
         probability, _ = self.model.marginals(environments, present, places)
         truth, foretold = edges.cpu().numpy().ravel(), probability.cpu().numpy().ravel()
         of_training = self.frequency.expand_as(probability).cpu().numpy().ravel()
         many = environments.repeat_interleave(SIZE_DRAWS, 0)
-        drawn = self.model.generate(many, torch.Generator().manual_seed(0), temperature=1.0)
+        drawn = self.model.generate(
+            many,
+            torch.Generator().manual_seed(0),
+            temperature=1.0,
+            environment_present=self._present(len(many)),
+        )
         sizes = drawn.adjacency.sum((1, 2)).view(-1, SIZE_DRAWS).float()
         low, high = torch.quantile(sizes, torch.tensor([0.05, 0.95], device=self.device), dim=1)
         size = edges.sum(1)
@@ -154,8 +177,21 @@ class Ours:
         for place, graph in enumerate(graphs):
             source, target = np.nonzero(graph.adjacency)
             edges[place, rows[graph.labels[source], graph.labels[target]]] = True
-        environments = torch.from_numpy(np.stack([g.condition for g in graphs]).astype(np.float32))
+        environments = torch.zeros(len(graphs), len(ENVIRONMENT))
+        if self.conditioned:
+            environments = torch.from_numpy(np.stack([g.condition for g in graphs]).astype(np.float32))
         return edges[:, 1:].to(self.device), environments.to(self.device)
+
+    def _present(self, number: int) -> Bool[Tensor, " B"]:
+        return torch.full((number,), self.conditioned, device=self.device)
+
+
+def _chemistry(data: GraphSet) -> dict[str, Any]:
+    if data.allowed is not None:
+        return reaction_db.chemistry_table(data.vocabulary)
+    ends = (np.stack([g.labels[side] for side in np.nonzero(g.adjacency)], 1) for g in data.train)
+    edges = np.unique(np.concatenate(list(ends)), axis=0)
+    return {"metabolites": list(data.vocabulary), "allowed_edges": [[*edge, 1] for edge in edges.tolist()]}
 
 
 def _graph(network: Network, condition: np.ndarray) -> Graph:

@@ -143,8 +143,13 @@ class OursUnnamed:
             graphs = self._grow(asked[rows % len(asked)], np.repeat(np.float32(LEAST), trials), rows, seed + 1_000_003)
             for place, least in enumerate(LEAST):
                 drawn[least] += graphs[place * trials : (place + 1) * trials]
-        self.choice = {least: judge(graphs) for least, graphs in drawn.items()}
-        self.least = min(self.choice, key=self.choice.__getitem__)
+        scores = {least: judge(graphs) for least, graphs in drawn.items()}
+        self.least = min(scores, key=scores.__getitem__)
+        self.chosen = {
+            "least": self.least,
+            "least_scores": {f"{least:g}": round(score, 4) for least, score in scores.items()},
+            "least_draws": len(drawn[self.least]),
+        }
 
     def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:
         """Draw one graph for each row."""

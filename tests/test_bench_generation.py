@@ -153,6 +153,38 @@ def test_what_is_no_graph_of_the_set_is_refused(
         bench.checked(drawn, rings, np.zeros((1, 0), np.float32))
 
 
+# --- other people's graphs ---
+def write_named(folder: Path, number: int, **more: np.ndarray) -> None:
+    for i in range(number):
+        nodes = [f"m{(i + k) % 5}" for k in range(3)]
+        np.savez(folder / f"{i:02d}.npz", adj=np.eye(3, k=1), meta=np.array(json.dumps({"nodes": nodes})), **more)
+
+
+def test_the_graph_vae_draws_named_nodes_without_environments_from_the_edges_of_training(tmp_path: Path) -> None:
+    write_named(tmp_path, 30)
+    np.savez(tmp_path / "odd.npz", adj=np.eye(3, k=2), meta=np.array('{"nodes": ["m0", "x", "m1"]}'))
+    data = public_sets.load_folder(tmp_path)
+    assert bench.names_nodes(data)
+    model = bench.build("ours", "cpu", named=True)
+    model.fit(data, 1.0, 0)
+    seen = {edge for g in data.train for edge in metabolic.edges_of(g, data.vocabulary)}
+    drawn = model.sample(np.zeros((20, 0), np.float32), 0)
+    assert set().union(*(metabolic.edges_of(g, data.vocabulary) for g in drawn)) <= seen
+    assert np.isfinite(model.bound_nats(data.train[:3]))
+    nodes = np.array([data.vocabulary.index(name) for name in ("m0", "x")])
+    strange = Graph(nodes, np.eye(2, k=1).astype(bool), np.zeros(0, np.float32))
+    assert model.bound_nats([strange]) == float("inf")  # m0 -> x is in no training graph
+    assert {"edge_ece", "size_within_90"} <= set(model.calibration(data.test))  # type: ignore[attr-defined]
+
+
+def test_named_graphs_with_conditions_that_are_no_environments_are_grown(tmp_path: Path) -> None:
+    write_named(tmp_path, 8, env=np.zeros(2))
+    np.savez(tmp_path / "x.npz", adj=np.eye(3, k=1), env=np.ones(2), meta=np.array('{"nodes": ["m0", "m1", "m2"]}'))
+    data = public_sets.load_folder(tmp_path)
+    assert data.named and not bench.names_nodes(data) and data.train[0].condition.shape == (2,)
+    assert type(bench.build("ours", "cpu", named=False)).__name__ == "OursUnnamed"
+
+
 # --- command line -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("words", "message"),

@@ -229,7 +229,7 @@ def test_the_held_out_graphs_choose_what_is_too_rare_to_be_drawn(monkeypatch: py
     data = set_of([ring(i) for i in range(8)], False, 1)
     model = OursUnnamed(CPU)
     model.fit(data, 3, 0)
-    assert set(model.choice) == set(LEAST) and model.least in LEAST
+    assert model.least in LEAST and [float(k) for k in model.chosen["least_scores"]] == list(LEAST)
 
     def grown(conditions: np.ndarray, least: np.ndarray, place: np.ndarray, seed: int) -> list[Graph]:
         star = shuffled([0] * 5, [(0, i) for i in range(1, 5)] + [(i, 0) for i in range(1, 5)], 0.0, 0)
@@ -237,7 +237,8 @@ def test_the_held_out_graphs_choose_what_is_too_rare_to_be_drawn(monkeypatch: py
 
     monkeypatch.setattr(model, "_grow", grown)
     model._choose(data, 0.0, 0)
-    assert model.least == LEAST[2] and model.choice[LEAST[2]] == pytest.approx(0.0, abs=1e-6)
+    assert model.least == model.chosen["least"] == LEAST[2]
+    assert model.chosen["least_scores"][f"{LEAST[2]:g}"] == 0.0 and model.chosen["least_scores"]["0"] > 0.0
 
 
 def test_drawn_graphs_that_lack_what_all_training_graphs_have_are_unlike_them() -> None:
