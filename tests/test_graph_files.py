@@ -96,7 +96,8 @@ def test_a_file_that_is_no_npz_or_is_damaged_is_named(tmp_path: Path, how: str) 
     elif how == "a pickle":
         path.write_bytes(pickle.dumps({"adj": 1}))
     else:
-        path.write_bytes(content[: len(content) // 2] if how == "cut in half" else content[:150] + bytes(20) + content[170:])
+        half, changed = content[: len(content) // 2], content[:150] + bytes(20) + content[170:]
+        path.write_bytes(half if how == "cut in half" else changed)
     with pytest.raises(InputError, match=r"a\.npz: not an NPZ with `adj`"):
         graph_files.read_npz(path)
 
