@@ -1,4 +1,7 @@
-"""Train in little memory, and the largest model that one card trains: ./launch.sh bench memory --json."""
+"""Train in little memory, the largest model that one card trains, and graphs of many nodes (`--rows graph`, on a CPU).
+
+./launch.sh bench memory --json
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 from functools import partial
 from typing import Any
 
+from benchmarks.graph_memory import graph_rows
 from benchmarks.llm import Load, ours, shrink
 from benchmarks.rows import Row, main
 
@@ -39,4 +43,4 @@ if __name__ == "__main__":
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--tiny", action="store_true", help="a trial with a tiny language model")
     given, _ = options.parse_known_args()
-    sys.exit(main("benchmarks.bench_memory", llm_rows(given.tiny), options))
+    sys.exit(main("benchmarks.bench_memory", [*llm_rows(given.tiny), *graph_rows()], options))

@@ -7,6 +7,9 @@ import math
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+BLOCK = 2**15  # pairs of a graph whose attention is held at once: all of them up to 181 nodes
 
 
 class FiLM(nn.Module):
@@ -72,15 +75,42 @@ class GraphTransformer(nn.Module):
     ) -> Float[Tensor, "B N D"]:
         """Return the node states; padding neither reads nor is read."""
         size, count, width = nodes.shape
-        bias = self.pair_bias(pair_state).permute(3, 0, 1, 2).reshape(self.layers, self.heads, size, count, count)
-        bias = bias + torch.where(mask, 0.0, -1e4).to(nodes.dtype)[None, None, :, None, :]
+        absent = torch.where(mask, 0.0, -1e4).to(nodes.dtype)
+        block = max(BLOCK // count, 1)
+        bias = self._bias(pair_state, absent) if block >= count else None
         sites = self.film(condition)
         for layer in range(self.layers):
             x = film(self.norms[2 * layer](nodes), sites[2 * layer])
             q, k, v = self.qkv[layer](x).view(size, count, 3, self.heads, -1).permute(2, 3, 0, 1, 4)
-            weight = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias[layer], dim=-1)
-            read = (weight @ v).permute(1, 2, 0, 3).reshape(size, count, width)
+            if bias is not None:
+                read = _attention(q, k, v, bias[layer])
+            else:
+                parts = (slice(first, first + block) for first in range(0, count, block))
+                read = torch.cat([self._some(layer, q[:, :, p], k, v, pair_state[:, p], absent) for p in parts], dim=2)
+            read = read.permute(1, 2, 0, 3).reshape(size, count, width)
             nodes = nodes + self.dropout(self.merge[layer](read))
             x = film(self.norms[2 * layer + 1](nodes), sites[2 * layer + 1])
             nodes = nodes + self.dropout(self.feed[layer](x))
         return self.norms[-1](nodes) * mask[..., None].to(nodes.dtype)
+
+    def _bias(self, pair_state: Int[Tensor, "B R N"], absent: Float[Tensor, "B N"]) -> Float[Tensor, "L H B R N"]:
+        size, rows, count = pair_state.shape
+        bias = self.pair_bias(pair_state).permute(3, 0, 1, 2).reshape(self.layers, self.heads, size, rows, count)
+        return bias + absent[None, None, :, None, :]
+
+    def _some(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, pair_state: Int[Tensor, "B R N"], absent: Tensor
+    ) -> Float[Tensor, "H B R d"]:
+        """Return the attention of some nodes of a large graph; computed once more in the backward pass."""
+
+        def attention(query: Tensor, state: Tensor) -> Tensor:
+            return _attention(query, k, v, self._bias(state, absent)[layer])
+
+        if not torch.is_grad_enabled():
+            return attention(q, pair_state)
+        found: Tensor = checkpoint(attention, q, pair_state, use_reentrant=False)
+        return found
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Float[Tensor, "H B R d"]:
+    return torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + bias, dim=-1) @ v

@@ -377,7 +377,7 @@ def grow(
         newest = torch.full((there,), k, device=device)
         names[:, k:] = decoder.labels
         patch = Patch(newest, opened[:there], size[:there], names, states)
-        patch = _draw_node(decoder, patch, condition[:there], seed[:there], least[:there], steps)
+        patch = draw_node(decoder, patch, condition[:there], seed[:there], least[:there], steps)
         label[:there, k], state[:there, :cut, :cut] = patch.label[:, k], patch.state
         before = patch.state[:, k] != NONE
         first = torch.where(before.any(1), before.byte().argmax(1), k)
@@ -385,10 +385,10 @@ def grow(
     return label, (state == FORWARD) | (state == BOTH)
 
 
-def _draw_node(
+def draw_node(
     decoder: GrowthDecoder, patch: Patch, condition: Tensor, seed: Tensor, least: Tensor, steps: int
 ) -> Patch:
-    """Draw the parent of the newest node, its label, then its other pairs."""
+    """Draw the parent of the newest node, its label, then its other pairs; of graphs that all have as many nodes."""
     k, stream = int(patch.newest[0]), 1_000 * (int(patch.newest[0]) + 1)
     place = torch.arange(patch.label.shape[1], device=seed.device)[None]
     if k > 0:
