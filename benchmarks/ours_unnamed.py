@@ -18,7 +18,7 @@ from benchmarks.graph_sets import Graph, GraphSet
 from benchmarks.peers import dense_graphs
 from benchmarks.peers.dense_graphs import Frame, Padded
 from models import noise
-from models.unnamed_graphs import GrowthDecoder, grow, growth_nats, growth_order, ordered, parents, patch_at
+from models.unnamed_graphs import GrowthDecoder, Patch, grow, growth_nats, growth_order, ordered, parents, patch_at
 
 CPU_SHAPE = {"width": 64, "layers": 4}
 GPU_SHAPE = {"width": 192, "layers": 6}
@@ -34,8 +34,9 @@ SHARES = {False: (0.4, 0.0, 0.6), True: (0.3, 0.2, 0.5)}  # of these in training
 CPU_PAIRS, GPU_PAIRS = 2**18, 2**22  # of nodes in a batch, at most, of training and of drawing
 LEAST = (0.0, 0.02, 0.05, 0.1)  # of which the held-out graphs choose one: see models.unnamed_graphs.grow
 TOLERANCE = 0.02  # the least change that is this near the best is taken: scores of few draws are not exact
-CHOOSING = 0.1  # share of the seconds in which they do
-CPU_TRIALS, GPU_TRIALS, MOST_TRIALS = 4, 64, 256  # graphs drawn with each of them, at a time and in all
+CPU_TRIALS, GPU_TRIALS, MOST_TRIALS = 16, 64, 256  # graphs drawn with each of them, at a time and in all
+ROUNDS_A_NODE = 5  # that drawing takes, about
+MOST_CHOOSING = 0.5  # of the seconds may be kept for that
 
 
 class Bank(NamedTuple):
@@ -86,7 +87,8 @@ class OursUnnamed:
             **(GPU_SHAPE if self.gpu else CPU_SHAPE),
         ).to(self.device)
         train, held_out = (self.frame.pad(part, positions=False) for part in (data.train, data.held_out or data.train))
-        self._learn(train, held_out, started, (1.0 - CHOOSING) * seconds)
+        kept = min(self._turn_seconds(), MOST_CHOOSING * seconds)
+        self._learn(train, held_out, started, seconds - kept)
         self._choose(data, started + seconds, seed)
 
     def _learn(self, train: Padded, held_out: Padded, started: float, seconds: float) -> None:
@@ -135,16 +137,18 @@ class OursUnnamed:
         (connected, acyclic, planar).
         """
         judge = graph_metrics.Likeness(data)
-        trials = GPU_TRIALS if self.gpu else CPU_TRIALS
+        trials, took = self._trials(), 0.0
         asked = np.stack([g.condition for g in (data.held_out or data.train)])
         drawn: dict[float, list[Graph]] = {least: [] for least in LEAST}
         for turn in range(MOST_TRIALS // trials):
-            if turn and dense_graphs.now() >= until:
+            began = dense_graphs.now()
+            if turn and began + took > until:
                 break
             rows = np.tile(np.arange(turn * trials, (turn + 1) * trials), len(LEAST))  # the same noise for each
             graphs = self._grow(asked[rows % len(asked)], np.repeat(np.float32(LEAST), trials), rows, seed + 1_000_003)
             for place, least in enumerate(LEAST):
                 drawn[least] += graphs[place * trials : (place + 1) * trials]
+            took = dense_graphs.now() - began
         scores = {least: judge(graphs) for least, graphs in drawn.items()}
         best = min(scores.values())
         self.least = next(least for least, score in scores.items() if score <= best + TOLERANCE)
@@ -153,6 +157,22 @@ class OursUnnamed:
             "least_scores": {f"{least:g}": round(score, 4) for least, score in scores.items()},
             "least_draws": len(drawn[self.least]),
         }
+
+    def _turn_seconds(self) -> float:
+        """Return about how long a turn of `_choose` takes: from a look at graphs that are three fifths grown."""
+        graphs, nodes = self._trials() * len(LEAST), max(3 * self.frame.most // 5, 1)
+        number = torch.full((graphs,), nodes - 1, device=self.device)
+        label = torch.zeros(graphs, nodes, dtype=torch.long, device=self.device)
+        patch = Patch(number, torch.zeros_like(number), number + 1, label, label[:, None].repeat(1, nodes, 1))
+        nothing = torch.zeros(graphs, self.frame.condition_width - 1, device=self.device)
+        with torch.no_grad(), self._precision():
+            for _ in range(2):  # the first one takes longer
+                began = dense_graphs.now()
+                float(self.net(patch, nothing).label.sum())
+        return ROUNDS_A_NODE * self.frame.most * (dense_graphs.now() - began)
+
+    def _trials(self) -> int:
+        return GPU_TRIALS if self.gpu else CPU_TRIALS
 
     def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:
         """Draw one graph for each row."""
