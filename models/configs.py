@@ -92,7 +92,7 @@ class LanguageConfig:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     latent_dim: int = 64
     latent_depth: float = 0.8  # the description is read from the hidden states after this share of the layers
-    dtype: str = "float32"  # of the frozen base; adapters stay float32 unless the engine casts everything
+    dtype: str = "float32"  # of the frozen base ("auto": bfloat16 where it is fast); adapters stay float32
     text_share: float = 1.0  # share of the training samples whose answer is learned from (most of what a step costs)
     read_share: float = 0.0  # share of the others whose description is read, which teaches the reader and the fusion
     decoder: str = "auto"  # "fused": few large modules (Llama-shaped only); "peft": transformers + peft; "auto": either
@@ -104,6 +104,7 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         for name, choices in (
             ("decoder", ("auto", "fused", "peft")),
+            ("dtype", ("float32", "bfloat16", "auto")),
             ("quantise", ("none", "nf4", "int8")),
             ("recompute", ("auto", "none", "layer")),
         ):
@@ -115,7 +116,6 @@ class LanguageConfig:
         )  # fmt: skip
         within = self.recompute_within_gib
         require(within >= 0, "model.language.recompute_within_gib", within, "must be 0 or more")
-        require(self.dtype in ("float32", "bfloat16"), "model.language.dtype", self.dtype, "choose float32 or bfloat16")
         require(0 < self.latent_depth <= 1, "model.language.latent_depth", self.latent_depth, "must lie in (0, 1]")
         require(0 < self.text_share <= 1, "model.language.text_share", self.text_share, "must lie in (0, 1]")
         require(0 <= self.read_share <= 1, "model.language.read_share", self.read_share, "must lie in [0, 1]")

@@ -10,6 +10,7 @@ from data_pipeline.errors import InputError
 from models.configs import LanguageConfig, LoRAConfig
 from models.few_bits import BLOCK
 from models.fused_decoder import PROJECTIONS, DecoderLayer, DecoderShape, FusedDecoder, Weights
+from models.precision import base_dtype
 
 _FAMILIES = ("llama", "mistral")
 _TURNS = ("default", "linear", "llama3", "yarn")  # whose angles do not depend on the length of the text
@@ -75,7 +76,7 @@ def fuse(causal: Any, config: LanguageConfig) -> FusedDecoder:
         targets=lora.targets,
         frequencies=body.rotary_emb.inv_freq,
         turn_scale=float(body.rotary_emb.attention_scaling),
-        dtype=getattr(torch, config.dtype),
+        dtype=base_dtype(config.dtype),
         recompute=config.recompute,
         within_gib=config.recompute_within_gib,
         offload=config.offload_activations,

@@ -28,6 +28,7 @@ from models.fuse import fuse, why_not
 from models.fused_decoder import FusedDecoder
 from models.packed_attention import Packing
 from models.peft_decoder import PeftDecoder
+from models.precision import base_dtype
 from models.text_reader import TextReader
 
 _LOG = logging.getLogger(__name__)
@@ -346,7 +347,7 @@ def load_causal(config: LanguageConfig) -> FusedDecoder | PeftDecoder:
         InputError: The checkpoint cannot be loaded, or not fused or not quantised although that was asked for,
             `lora.targets` names no module of it, or `lora.start_from` does not fit.
     """
-    causal: PreTrainedModel = _load(AutoModelForCausalLM, config, dtype=getattr(torch, config.dtype))
+    causal: PreTrainedModel = _load(AutoModelForCausalLM, config, dtype=base_dtype(config.dtype))
     causal.requires_grad_(False)
     reason = "" if config.decoder == "peft" else why_not(causal, config.lora)
     if reason and config.quantise != "none":

@@ -17,6 +17,7 @@ from data_pipeline.errors import InputError
 from models import adapters, language
 from models.configs import LanguageConfig, LoRAConfig
 from models.language import LanguageModel, load_causal, load_tokenizer, packaged_checkpoint, splice
+from models.precision import base_dtype
 
 LORA = LoRAConfig(rank=2)
 CONFIG = LanguageConfig(lora=LORA, latent_dim=4)
@@ -266,6 +267,14 @@ def test_the_frozen_base_takes_bfloat16_while_adapters_stay_float32() -> None:
     causal = load_causal(LanguageConfig(dtype="bfloat16", lora=LoRAConfig(rank=1)))
     dtypes = {p.requires_grad: p.dtype for p in causal.parameters()}
     assert dtypes == {False: torch.bfloat16, True: torch.float32}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_machine_that_is_slow_in_bfloat16_gets_a_float32_base(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert base_dtype("auto") == (torch.bfloat16 if fast else torch.float32)
+    assert base_dtype("bfloat16") == torch.bfloat16
 
 
 def test_without_the_package_the_error_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def quickstart(part: str) -> RunConfig:
         climate=ClimateConfig(width=24, latent_dim=96),
         spectrum=SpectrumConfig(width=48, latent_dim=48),
         language=LanguageConfig(
-            dtype="bfloat16", lora=LoRAConfig(rank=8), text_share=1.0 if part == "llm" else 1 / 32, read_share=1 / 8
+            dtype="auto", lora=LoRAConfig(rank=8), text_share=1.0 if part == "llm" else 1 / 32, read_share=1 / 8
         ),
         fusion=FusionConfig(width=96, layers=2, dropout=0.0),
     )
