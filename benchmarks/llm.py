@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -248,6 +249,7 @@ def measure(load: Load, step: Callable[[int], float], started: float) -> dict[st
         if on_gpu:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
+        print(f"step {i} loss {losses[-1]:.5f} in {seconds[-1]:.3f} s", file=sys.stderr, flush=True)
         if not math.isfinite(losses[-1]):
             raise ArithmeticError(f"step {i}: loss {losses[-1]}")
     if profile := os.environ.get("EXOBIOME_BENCH_PROFILE"):

@@ -40,6 +40,7 @@ def main(module: str, rows: Sequence[Row], options: argparse.ArgumentParser | No
         return 0
     wanted = [w for w in arguments.rows.split(",") if w]
     passed_on = [a for a in sys.argv[1:] if a != "--json"]
+    rows = [row._replace(timeout_s=min(row.timeout_s, arguments.timeout_s or row.timeout_s)) for row in rows]
     failed = 0
     for row in rows:
         if wanted and not any(w in row.name for w in wanted):
@@ -55,7 +56,10 @@ def main(module: str, rows: Sequence[Row], options: argparse.ArgumentParser | No
 
 
 def run_row(module: str, row: Row, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    """Run one row in a process of its own; what goes wrong there comes back under `error`."""
+    """Run one row in a process of its own; what goes wrong there comes back under `error`.
+
+    A row that ran out of time leaves the end of what it had said by then, such as the losses of its steps.
+    """
     start = time.monotonic()
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "LOCAL_SIZE": "0", "TOKENIZERS_PARALLELISM": "false"}
     try:
@@ -67,8 +71,9 @@ def run_row(module: str, row: Row, arguments: Sequence[str] = ()) -> dict[str, A
             text=True,
             timeout=row.timeout_s,
         )
-    except subprocess.TimeoutExpired:
-        return {"error": f"no result within {row.timeout_s:.0f} s"}
+    except subprocess.TimeoutExpired as late:
+        said = (late.stderr or b"").decode(errors="replace")
+        return {"error": f"no result within {row.timeout_s:.0f} s", "said": said.strip().splitlines()[-60:]}
     wall = {"process_wall_s": round(time.monotonic() - start, 1)}
     for line in done.stdout.splitlines():
         if line.startswith(_RESULT):
@@ -101,6 +106,7 @@ def _parser(options: argparse.ArgumentParser | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(parents=[options] if options else [], description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--rows", default="", help="only rows whose name contains one of these, separated by commas")
+    parser.add_argument("--timeout-s", type=float, default=0.0, help="end each row after so many seconds at the latest")
     parser.add_argument("--row", default="", help=argparse.SUPPRESS)
     return parser
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -64,7 +66,14 @@ def test_a_row_that_crashes_or_hangs_says_so_and_the_others_go_on() -> None:
     crashed = rows.run_row("benchmarks.bench_step_time", rows.Row("no-such-row", dict), ["--part", "llm"])
     assert "StopIteration" in crashed["error"]
     late = rows.run_row("benchmarks.bench_step_time", rows.Row(names[0], dict, timeout_s=0.05), ["--part", "llm"])
-    assert "no result within" in late["error"]
+    assert "no result within" in late["error"] and late["said"] == []
+
+
+def test_a_row_that_runs_out_of_time_leaves_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow.py").write_text("import sys, time\nprint('step 0 loss 1.0', file=sys.stderr)\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    late = rows.run_row("slow", rows.Row("any", dict, timeout_s=5.0))
+    assert late == {"error": "no result within 5 s", "said": ["step 0 loss 1.0"]}
 
 
 def test_a_quantised_decoder_starts_from_the_same_weights() -> None:
