@@ -38,6 +38,7 @@ def foretell_row(timeline: Mapping[str, Any], found: Mapping[str, Any], gpus: in
     return foretell(
         walk_of(timeline), timeline["gaps_s"], sharing, timeline["groups"], links_of(found["links"], gpus),
         others=others, slowest=slowest, unit_bytes=found.get("unit_bytes", ()),
+        slowed=found.get("slowed_by_fetches", 0.0),
     )  # fmt: skip
 
 
@@ -75,6 +76,8 @@ def measured_table(rows: Any) -> list[str]:
                 exact = {k: v for k, v in row.items() if k in ("same_samples", "samples_exact")}
                 notes.append(f"- `{row['row']}`: largest relative difference of the loss "
                              f"{row['largest_relative_difference']:.1e}; {exact}")  # fmt: skip
+            elif "six_products_8192_ms" in row:
+                notes.append(f"- `{row['row']}`: {fetched(row)}")
             elif why := row.get("skipped", row.get("error")):
                 notes.append(f"- `{row['row']}`: {str(why)[:160]}")
             continue
@@ -89,8 +92,20 @@ def measured_table(rows: Any) -> list[str]:
             f"{row['measured_over_foretold']:.2f}" if "measured_over_foretold" in row else "",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
+        if "note" in row:
+            notes.append(f"- `{row['row']}`: {row['note']}")
         hardware = f"{row['hardware']}; NCCL {row['nccl']}; {row['versions']}"
     return [*lines, "", *notes, "", f"Hardware: {hardware}."] if len(lines) > 4 else lines
+
+
+def fetched(row: Mapping[str, Any]) -> str:
+    """Return what a row of fetches beside products says."""
+    return (
+        f"{row['bytes'] / 1e9:.2f} GB by copies in {row['copies_ms']:.2f} ms, by an all-gather in "
+        f"{row['all_gather_ms']:.2f} ms; products of {row['six_products_8192_ms']:.2f} ms take "
+        f"{row['products_beside_copies_ms']:.2f} beside the copies, {row['products_beside_all_gather_ms']:.2f} beside "
+        f"the gather: {row['slowed_by_copies']:.0%} and {row['slowed_by_all_gather']:.0%} of the fetch are lost"
+    )
 
 
 def paper(size: str, rows: Mapping[str, Any]) -> list[str]:
@@ -113,7 +128,7 @@ def paper(size: str, rows: Mapping[str, Any]) -> list[str]:
     for gpus in PAPER_GPUS:
         told = on_paper(
             walked, timeline["gaps_s"], sharing, timeline["groups"], links, of["counted"]["torch"], of["token_spread"],
-            gpus, of.get("unit_bytes", ()),
+            gpus, of.get("unit_bytes", ()), of.get("slowed_by_fetches", 0.0),
         )  # fmt: skip
         plain, hpz, qwz = told
         lines.append(
@@ -156,12 +171,18 @@ def assumptions() -> list[str]:
         f"of which {model.USABLE:.0%} is used: a ring crosses at {crossing:.0f} GB/s a node. Inside a node the fit "
         "above, which comes from the GPUs that were there. The slower of the two counts.",
         f"- A collective takes {model.HOP_S * 1e6:.0f} us more for each doubling of the nodes (NCCL's trees and PAT).",
-        "- Computation is the timeline of one GPU with its own batch (weak scaling), event by event. Gathers are "
-        "issued and parameters released by the rules of DeepSpeed 0.19.8 (trainers/communication.py), with the host "
-        f"{model.AHEAD} fetches ahead.",
+        "- Computation is the timeline of one GPU with its own batch (weak scaling), event by event. Trained "
+        "parameters are gathered and released by the rules of DeepSpeed 0.19.8 (trainers/communication.py), with the "
+        f"host {model.AHEAD} fetches ahead; frozen layers are fetched one ahead (trainers/frozen.py).",
+        "- Beside a fetch computation loses the share of the fetch that products lost beside one (slowed_by_fetches). "
+        "Neither this nor the links are fitted to the steps that they foretell.",
         "- All ranks wait for the one with most tokens: their spread over batches is measured, and the largest of N "
         "is taken from a normal distribution.",
-        "- hpZ (`zero_hpz_partition_size` = 8): each node holds the frozen base once more, so its gathers stay inside.",
+        "- Left out: that a collective in the middle of a step waits for the slowest host, and lower clocks of GPUs "
+        "that compute and copy at once.",
+        "- ZeRO-3: over several nodes the frozen layers are gathered from all GPUs. hpZ (hierarchical partitioning, "
+        "`zero_hpz_partition_size` = 8 in DeepSpeed): each node holds the frozen base once more, and copies stay "
+        "inside it. trainers/frozen.py would share out over the ranks of a host alone; that is not built.",
         f"- qwZ (`zero_quantized_weights`): gathers carry {model.QUANTISED:.2f} of the bytes. Quantising takes no time "
         "here, and the loss changes, so it is recommended only where nothing else is within a percent.",
         "- qgZ (`zero_quantized_gradients`) is for full fine-tuning: with adapters the gradients are about a percent "

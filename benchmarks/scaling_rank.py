@@ -37,8 +37,10 @@ from trainers.config import RunConfig
 from trainers.engine import DeepSpeedEngine, finish, start, tokens_of
 from trainers.frozen import FrozenShares
 from trainers.inputs import OnDevice
+from trainers.tracing import idle_ms
 
 PROFILED = 2
+PRODUCT = 8192  # rows and columns of the products that a fetch is timed beside
 GIB = 2**30
 PARITY_SAMPLES, PARITY_STEPS, SAVED_AFTER = 8, 6, 2  # of all ranks together
 
@@ -117,8 +119,11 @@ def train(asked: argparse.Namespace) -> dict[str, Any]:
         return result
     if world > 1:
         result["links"] = links(ledger, device) + fetches(training.frozen, device)
+        if training.frozen is not None and device.type == "cuda":
+            result["slowed_by_fetches"] = slowed_by_fetches(training.frozen, device)
         few = asked.samples // world
-        result["strong"] = timed(training, iter(OnDevice(stream_of(config, few), device)), device, few, 3, asked.steps)
+        fewer = iter(OnDevice(stream_of(config, few), device))
+        result["strong"] = timed(training, fewer, device, few, asked.warm_up, asked.steps)
     return result
 
 
@@ -222,6 +227,7 @@ def walked(training: Training, config: RunConfig, batch: Batch, world: int, devi
             "pieces": found.pieces, "events": found.events, "gaps_s": [round(g, 7) for g in gaps],
             "groups": training.groups,
         },
+        "gaps_s": [round(g, 5) for g in gaps],
         "sharing": sharing._asdict(),
         "gathers": len(gathers),
         "unit_bytes": training.frozen.unit_bytes() if training.frozen else [],
@@ -242,7 +248,11 @@ def profiled(step: Callable[[Batch], float], batches: Iterator[Batch]) -> dict[s
             for _ in range(1 + PROFILED):
                 step(next(batches))
                 profiler.step()
-        return communication_share(json.loads(path.read_text())["traceEvents"])
+        events = json.loads(path.read_text())["traceEvents"]
+    found = communication_share(events)
+    if found["idle"] is not None:
+        found["idle_ms_a_step"] = {name: round(ms, 1) for name, ms in idle_ms(events, most=12).items()}
+    return found
 
 
 def communication_share(events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -301,7 +311,7 @@ def links(ledger: Ledger, device: torch.device) -> list[tuple[str, int, float]]:
     for operation in ("all_gather", "reduce_scatter", "all_reduce"):
         sizes = sorted({c.bytes for c in ledger.calls if c.operation == operation})
         chosen = sorted({sizes[round(i * (len(sizes) - 1) / 5)] for i in range(6)}) if sizes else [4096]
-        for size in {*chosen, 2**16, 2**22, 2**26 if device.type == "cuda" else 2**22}:
+        for size in {*chosen, 2**16, 2**22, *((2**26, 2**29) if device.type == "cuda" else ())}:
             found.append((operation, *_time_one(operation, size, world, device)))
     return found
 
@@ -325,6 +335,43 @@ def fetches(shares: FrozenShares | None, device: torch.device) -> list[tuple[str
             seconds.append((time.perf_counter() - began) / 5)
         found.append((FETCH, size, statistics.median(seconds)))
     return found
+
+
+def slowed_by_fetches(shares: FrozenShares, device: torch.device) -> float:
+    """Return what products lose beside a fetch on another stream, over the time of the fetch alone; mean of all ranks.
+
+    Large bfloat16 products, some six times as long as the fetch, as a layer is.
+    """
+    unit = shares.units[1]
+    target = torch.empty(unit.part * shares.world, dtype=torch.uint8, device=device)
+    matrix = torch.randn(PRODUCT, PRODUCT, dtype=torch.bfloat16, device=device)
+    side = torch.cuda.Stream(device)
+
+    def products() -> None:
+        for _ in range(6):
+            matrix @ matrix
+
+    def fetch() -> None:
+        with torch.cuda.stream(side):
+            frozen.fetch(shares.source, unit, target, shares.rank, shares.world)
+
+    def both() -> None:
+        fetch()
+        products()
+
+    def seconds(run: Callable[[], None]) -> float:
+        run()
+        dist.barrier()
+        wait(device)
+        began = time.perf_counter()
+        for _ in range(20):
+            run()
+        wait(device)
+        return (time.perf_counter() - began) / 20
+
+    share = torch.tensor((seconds(both) - seconds(products)) / seconds(fetch), device=device)
+    dist.all_reduce(share)
+    return float(share) / dist.get_world_size()
 
 
 def _time_one(operation: str, size: int, world: int, device: torch.device) -> tuple[int, float]:

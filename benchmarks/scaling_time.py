@@ -64,13 +64,15 @@ def fit(measured: Sequence[tuple[str, int, float]], world: int) -> Link:
     seconds = np.array([s for *_, s in measured])
     rows = np.stack([np.ones_like(wire), wire], axis=1) / seconds[:, None]
     latency, per_byte = np.linalg.lstsq(rows, np.ones(len(seconds)), rcond=None)[0]
-    return Link(max(float(latency), 0.0), 1.0 / max(float(per_byte), 1e-15))
+    if latency < 0:  # sizes too much alike to tell it from the bandwidth
+        latency, per_byte = 0.0, np.linalg.lstsq(rows[:, 1:], np.ones(len(seconds)), rcond=None)[0][0]
+    return Link(float(latency), 1.0 / max(float(per_byte), 1e-15))
 
 
 def foretell(
     walked: Walk, gaps_s: Sequence[float], sharing: Sharing, groups: int, links: Mapping[str, Link], *,
     others: Mapping[str, int] | None = None, slowest: float = 1.0, gather_share: float = 1.0,
-    unit_bytes: Sequence[int] = (),
+    unit_bytes: Sequence[int] = (), slowed: float = 0.0,
 ) -> Foretold:  # fmt: skip
     """Return the time of a step.
 
@@ -85,6 +87,7 @@ def foretell(
         slowest: Work of the rank with most tokens over the mean: all wait for it.
         gather_share: Bytes of a gather over those of the model (quantised weights).
         unit_bytes: What a fetch of each unit of frozen weights brings; its link is called FETCH.
+        slowed: Time that computation loses beside a fetch, over the time of the fetch: both use the same memory.
     """
     world = sharing.world
 
@@ -100,7 +103,7 @@ def foretell(
     for transfer in of_frozen(walked, unit_bytes if world > 1 else (), FETCH):
         fetches.setdefault(transfer.at, []).append(transfer)
     arrived: dict[int, float] = {}  # of units
-    clock = free = moved = copier = 0.0
+    clock = free = moved = copier = lost = 0.0
     began: list[float] = []  # of each fetch
     ready: dict[int, float] = {}
     for place, event in enumerate(walked.events):
@@ -111,7 +114,10 @@ def foretell(
                 copier = max(copier, clock) + took
                 moved += took
                 arrived[transfer.parameters[0]] = copier
-            clock = max(clock, arrived.get(event.unit, 0.0)) if event.begins else clock
+                lost += slowed * took
+            if event.begins:
+                clock = max(clock, arrived.get(event.unit, 0.0)) + lost
+                lost = 0.0
             continue
         if event.begins:
             issued = began[-AHEAD] if len(began) >= AHEAD else 0.0
@@ -165,7 +171,7 @@ class Choice(NamedTuple):
 
 def on_paper(
     walked: Walk, gaps_s: Sequence[float], sharing: Sharing, groups: int, links: Mapping[str, Link],
-    others: Mapping[str, int], spread: float, gpus: int, unit_bytes: Sequence[int] = (),
+    others: Mapping[str, int], spread: float, gpus: int, unit_bytes: Sequence[int] = (), slowed: float = 0.0,
 ) -> list[Choice]:  # fmt: skip
     """Return what each setting of ZeRO++ would give on so many GPUs.
 
@@ -179,6 +185,7 @@ def on_paper(
         spread: Standard deviation of the tokens of a batch over their mean.
         gpus: How many.
         unit_bytes: As in foretell.
+        slowed: As in foretell.
     """
     one = sum(gaps_s)
     slowest = 1 + spread * largest_of(gpus)
@@ -194,7 +201,7 @@ def on_paper(
         used = dict(wide) | {FETCH: wide["all_gather"]} | (inside if secondary else {})
         told = foretell(
             walked, gaps_s, shared, groups, used, others=others, slowest=slowest, gather_share=quantised,
-            unit_bytes=unit_bytes,
+            unit_bytes=unit_bytes, slowed=slowed,
         )  # fmt: skip
         held = frozen / gpus + (frozen / secondary if secondary else 0) + gathered_bytes_at_most(walked, shared)
         held += buffers

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import bench_scaling, scaling_paper
 from benchmarks.bench_scaling import Job, jobs, parser
 from benchmarks.scaling_rank import communication_share
-from benchmarks.scaling_time import Link, between_nodes, fit, foretell, largest_of, on_paper
+from benchmarks.scaling_time import FETCH, Link, between_nodes, fit, foretell, largest_of, on_paper
 from trainers.communication import Event, Piece, Sharing, Walk
 
 # Two frozen layers of 1,000 numbers in two bytes, forward then backward, each a millisecond.
@@ -32,6 +32,11 @@ def test_a_fit_finds_the_latency_and_bandwidth_that_made_the_times() -> None:
     assert found.latency_s == pytest.approx(20e-6) and found.bytes_s == pytest.approx(200e9)
 
 
+def test_a_fit_never_finds_less_than_no_latency() -> None:
+    found = fit([("all_gather", 1000, 0.5e-6), ("all_gather", 1100, 0.6e-6)], 2)
+    assert found.latency_s == 0.0 and found.seconds("all_gather", 1050, 2) == pytest.approx(0.55e-6, rel=0.1)
+
+
 def test_an_all_reduce_of_two_carries_its_bytes_once_and_a_gather_half_of_them() -> None:
     link = Link(0.0, 1e9)
     assert link.seconds("all_reduce", 1000, 2) == pytest.approx(1e-6)
@@ -45,6 +50,33 @@ def test_gathers_that_take_as_long_as_a_layer_hide_behind_the_layer_before() -> 
     told = foretell(WALK, GAPS_S, sharing(1000), 1, ALWAYS)
     assert told.compute_s == pytest.approx(4e-3)
     assert told.step_s == pytest.approx(5e-3, rel=1e-3)
+
+
+def units() -> tuple[Walk, list[float]]:
+    """Return four units forward and back, a millisecond each, and the gaps of their events."""
+    order = [(True, u) for u in range(4)] + [(False, u) for u in (2, 1, 0)]
+    events = [Event(b, f, -1, False, (), (), u) for f, u in order for b in (True, False)]
+    return Walk((), tuple(events)), [0.0, 1e-3] * len(order) + [0.0]
+
+
+def test_fetches_of_frozen_units_hide_behind_the_unit_before() -> None:
+    walked, gaps = units()
+    fast, slow = ({**ALWAYS, FETCH: Link(0.0, rate)} for rate in (1e6, 0.5e6))
+    sizes = (2000, 2000, 2000, 2000)  # half of it on the wire: a millisecond or two
+    told = [foretell(walked, gaps, sharing(0), 1, links, unit_bytes=sizes) for links in (fast, slow)]
+    # Two forward and two backward: the others lie in the buffers. Those that take two milliseconds wait for one.
+    assert told[0].step_s == pytest.approx(7e-3, rel=1e-3)
+    assert told[1].step_s == pytest.approx(11e-3, rel=1e-3)
+    alone = foretell(walked, gaps, sharing(0)._replace(world=1), 1, slow, unit_bytes=sizes)
+    assert alone.step_s == pytest.approx(7e-3)
+
+
+def test_computation_is_slowed_by_the_fetches_beside_it() -> None:
+    walked, gaps = units()
+    links = {**ALWAYS, FETCH: Link(0.0, 1e6)}
+    sizes = (2000, 2000, 2000, 2000)
+    told = foretell(walked, gaps, sharing(0), 1, links, unit_bytes=sizes, slowed=0.25)
+    assert told.step_s == pytest.approx(7e-3 + 0.25 * 4e-3, rel=1e-3)  # four fetches a step
 
 
 def test_one_gpu_waits_for_nothing() -> None:
@@ -91,6 +123,18 @@ def test_a_collective_counts_as_hidden_while_another_kernel_runs() -> None:
     assert found["collectives"] == pytest.approx(0.3)
     assert found["not_hidden"] == pytest.approx(0.2)
     assert found["idle"] == pytest.approx(0.3)
+
+
+def test_copies_between_gpus_on_a_stream_of_their_own_count_as_collectives() -> None:
+    def kernel(name: str, begin: float, end: float, stream: int, category: str = "kernel") -> dict[str, object]:
+        return {"ph": "X", "cat": category, "name": name, "ts": begin, "dur": end - begin, "args": {"stream": stream}}
+
+    step = {"ph": "X", "cat": "user_annotation", "name": "ProfilerStep#1", "ts": 0.0, "dur": 100.0}
+    own = kernel("Memcpy DtoD (Device -> Device)", 50, 60, 7, "gpu_memcpy")  # beside kernels: computation
+    fetched = kernel("Memcpy PtoP (Device -> Device)", 40, 70, 9, "gpu_memcpy")
+    found = communication_share([step, kernel("gemm", 0, 50, 7), own, fetched])
+    assert found["collectives"] == pytest.approx(0.3) and found["not_hidden"] == pytest.approx(0.1)
+    assert found["compute_s"] == pytest.approx(60e-6)
 
 
 def test_a_process_group_that_fails_gives_a_row_with_its_error() -> None:

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers import communication as c, frozen
+from models.fused_decoder import DecoderShape, FusedDecoder
+from models.packed_attention import Packing
+from trainers import communication as c, ds_config, frozen
 from trainers.frozen import FrozenShares, Holding, Source
+from trainers.tracing import language_parameters
 
 LAYERS, WORLD = 5, 3
 CPU = torch.device("cpu")
@@ -108,3 +111,68 @@ def test_a_walk_of_units_foretells_the_fetches_of_a_step() -> None:
     assert c.of_frozen(walked, []) == []
     # DeepSpeed knows nothing of them.
     assert c.of_step(walked, c.Sharing(2, persistence_threshold=0), 1)["all_reduce"] == 8
+
+
+SHAPE = DecoderShape(width=32, inner=48, layers=3, heads=4, kv_heads=2, head_width=8, vocabulary=40)
+
+
+def decoder(tied: bool = False) -> FusedDecoder:
+    """Return a tiny decoder with random weights."""
+    torch.manual_seed(0)
+    shape = DecoderShape(**{**SHAPE.__dict__, "tied": tied})
+    made = FusedDecoder(shape, rank=2, alpha=4.0, targets=("q_proj", "down_proj"), frequencies=torch.ones(4))
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def ranks(monkeypatch: pytest.MonkeyPatch, world: int) -> None:
+    monkeypatch.setattr(frozen.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(frozen.dist, "get_world_size", lambda: world)
+    monkeypatch.setattr(frozen, "WHOLE_ON_CPU", 100)
+
+
+def test_one_rank_keeps_all_as_plain_tensors_and_computes_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks(monkeypatch, 1)
+    plain, taken = decoder(), decoder()
+    assert frozen.share_out(taken, CPU) is None
+    assert {n.split(".")[-1] for n, _ in taken.named_parameters()} == {"adapter"}
+    embedded, places, packing = torch.randn(5, 32), torch.arange(5), Packing.of((5,), CPU)
+    for made in (plain, taken):
+        made(embedded, places, packing).square().sum().backward()
+    for (name, one), (_, other) in zip(
+        ((n, p) for n, p in plain.named_parameters() if p.requires_grad), taken.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("world", [1, 2])
+def test_frozen_weights_still_count_among_those_that_a_token_passes(
+    tied: bool, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks(monkeypatch, world)
+    root = nn.Module()
+    root.language = decoder(tied)
+    before = language_parameters(root)
+    frozen.share_out(root.language, CPU, "gathers")
+    assert language_parameters(root) == before and before[0] > 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_estimate_knows_what_a_rank_keeps_and_its_buffers(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks(monkeypatch, 2)
+    made = decoder(tied)
+    kept, buffers = frozen.standing(made, 2, whole=100)
+    norms = sum(p.numel() * 4 for n, p in made.named_parameters() if "norm" in n)
+    shares = frozen.share_out(made, CPU, "gathers")
+    assert shares is not None and buffers == shares.buffer_bytes
+    assert kept == shares.kept_bytes + norms
+    assert len(shares.units) == (4 if tied else 5)
+
+
+def test_deepspeed_keeps_frozen_parameters_that_are_to_lie_elsewhere_or_in_fewer_bits() -> None:
+    for name, moves in (("zero3.json", False), ("zero3_cpu.json", False), ("zero3_offload.json", True)):
+        assert ds_config.moves_parameters(ds_config.read(ds_config.FOLDER / name)) == moves
+    for key, value in (("zero_quantized_weights", True), ("zero_hpz_partition_size", 8)):
+        assert ds_config.moves_parameters({"zero_optimization": {key: value}})

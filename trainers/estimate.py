@@ -33,8 +33,9 @@ from data_pipeline.variables import (
     SPECTRAL_BINS,
 )
 from models.biochemistry import Chemistry
+from models.fused_decoder import FusedDecoder
 from models.objectives import build_objective
-from trainers import config as run_config, dry_run, ds_config, flat, optim, presets
+from trainers import config as run_config, dry_run, ds_config, flat, frozen as frozen_shares, optim, presets
 from trainers.config import RunConfig
 from trainers.dry_run import Counted, rounded
 from trainers.engine import weigh
@@ -116,6 +117,8 @@ def skeleton(config: RunConfig, chemistry: Chemistry) -> nn.Module:
 def on_meta(config: RunConfig, chemistry: Chemistry) -> nn.Module:
     """Return the objective on the meta device: of a language model only the configuration is read."""
     language = replace(config.model.language, text_share=1.0)  # the batch says which samples have text
+    if language.dtype == "auto":
+        language = replace(language, dtype="bfloat16")  # what every GPU gets, wherever this is foretold
     with torch.device("meta"):
         objective = build_objective(config.train.part, replace(config.model, language=language), chemistry)
     for module in objective.modules():
@@ -169,14 +172,20 @@ def standing_bytes(config: RunConfig, objective: nn.Module, gpus: int) -> Standi
     def share(p: Tensor) -> int:
         return -(-p.numel() // gpus)
 
+    decoders = [m for m in objective.modules() if isinstance(m, FusedDecoder)]
+    decoders = [] if ds_config.moves_parameters(table) else decoders
+    apart = {id(p) for decoder in decoders for p in decoder.parameters() if not p.requires_grad}
+    own = [frozen_shares.standing(decoder, gpus) for decoder in decoders]
+    frozen = [p for p in frozen if id(p) not in apart]
+    zeros = [*trained, *frozen]  # parameters that DeepSpeed knows of
     numel = sum(share(p) for p in trained)
     frozen_bytes = sum(
         rounded(share(p) * p.element_size()) for p in frozen if not offloads_parameters or p.numel() <= persistent
     )
     gathered = 0
     if gpus > 1 or offloads_parameters:
-        always = [p for p in objective.parameters() if p.numel() <= persistent]
-        others = [p for p in objective.parameters() if p.numel() > persistent]
+        always = [p for p in zeros if p.numel() <= persistent]
+        others = [p for p in zeros if p.numel() > persistent]
         gathered += sum(rounded(p.numel() * p.element_size()) for p in always) if gpus > 1 else 0
         sizes = [p.numel() * p.element_size() for p in others]
         ahead = zero["stage3_prefetch_bucket_size"] * max((p.element_size() for p in others), default=0)
@@ -189,8 +198,8 @@ def standing_bytes(config: RunConfig, objective: nn.Module, gpus: int) -> Standi
         # Weights and master weights. Both are float32, but DeepSpeed shares them only where the name of the device is
         # equal to the device, which on a GPU it never is ("cuda:0" against device("cuda:0")).
         trained=(0 if offloads_parameters else 4 * numel) + 4 * on_gpu,
-        frozen=frozen_bytes,
-        gathered=gathered,
+        frozen=frozen_bytes + sum(kept for kept, _ in own),
+        gathered=gathered + sum(buffers for _, buffers in own),
         optimizer=8 * on_gpu,
         gradients=4 * on_gpu + bucket,
         # reduce_scatter_coalesced joins the gradients of a bucket; one alone, without padding, is not copied.

@@ -261,6 +261,22 @@ def share_out(decoder: FusedDecoder, device: torch.device, how: str = "auto") ->
     return shares
 
 
+def standing(decoder: FusedDecoder, ranks: int, whole: int = WHOLE) -> tuple[int, int]:
+    """Return the bytes of frozen weights that each of so many ranks keeps, and those of its buffers.
+
+    Args:
+        decoder: Before `share_out`; its weights may lie on the meta device.
+        ranks: How many.
+        whole: Parameters of so many numbers or fewer stay whole.
+    """
+    units = [unit for modules in _units(decoder) if (unit := _frozen(modules, whole))] if ranks > 1 else []
+    parts = [unit.part for unit in _laid_out(units, ranks)]
+    taken = {id(getattr(*readers[0])) for unit in units for readers in unit}
+    others = [p for p in decoder.parameters() if not p.requires_grad and id(p) not in taken]
+    kept = sum(parts) + sum(p.numel() * p.element_size() for p in others)
+    return kept, BUFFERS * ranks * max(parts, default=0)
+
+
 def _units(decoder: FusedDecoder) -> list[list[nn.Module]]:
     """Return the modules whose weights are fetched together, in the order in which they are used."""
     layers: list[list[nn.Module]] = [[layer] for layer in decoder.layers]
