@@ -18,7 +18,17 @@ from benchmarks.graph_sets import Graph, GraphSet
 from benchmarks.peers import dense_graphs
 from benchmarks.peers.dense_graphs import Frame, Padded
 from models import noise
-from models.unnamed_graphs import GrowthDecoder, Patch, grow, growth_nats, growth_order, ordered, parents, patch_at
+from models.unnamed_graphs import (
+    WINDOW,
+    GrowthDecoder,
+    Patch,
+    grow,
+    growth_nats,
+    growth_order,
+    ordered,
+    parents,
+    patch_at,
+)
 
 CPU_SHAPE = {"width": 64, "layers": 4}
 GPU_SHAPE = {"width": 192, "layers": 6}
@@ -27,6 +37,7 @@ CPU_LR, GPU_LR = 2e-3, 1e-3
 WARM_UP_STEPS, WEIGHT_DECAY, CLIP_NORM = 100, 0.01, 1.0
 AVERAGED = 0.998  # of the moving average of the weights that is kept
 ORDERS = 1024  # drawn at once, used for BATCHES batches
+ORDER_PAIRS = 2**24  # of nodes in them together, at most
 BATCHES = 64
 CHECKS, CHECKED = 12, 512  # of the held-out loss while training, and how many nodes that come next
 PARENT, LABEL, OTHERS = range(3)  # what is unknown of the node that comes next
@@ -36,7 +47,7 @@ LEAST = (0.0, 0.02, 0.05, 0.1)  # of which the held-out graphs choose one: see m
 TOLERANCE = 0.02  # the least change that is this near the best is taken: scores of few draws are not exact
 CPU_TRIALS, GPU_TRIALS, MOST_TRIALS = 16, 64, 256  # graphs drawn with each of them, at a time and in all
 ROUNDS_A_NODE = 5  # that drawing takes, about
-MOST_CHOOSING = 0.5  # of the seconds may be kept for that
+MOST_CHOOSING = 0.5  # of the seconds may be kept for that; where it takes more, everything is drawn
 
 
 class Bank(NamedTuple):
@@ -87,9 +98,11 @@ class OursUnnamed:
             **(GPU_SHAPE if self.gpu else CPU_SHAPE),
         ).to(self.device)
         train, held_out = (self.frame.pad(part, positions=False) for part in (data.train, data.held_out or data.train))
-        kept = min(self._turn_seconds(), MOST_CHOOSING * seconds)
-        self._learn(train, held_out, started, seconds - kept)
-        self._choose(data, started + seconds, seed)
+        kept = self._turn_seconds()
+        chooses = kept <= MOST_CHOOSING * seconds
+        self._learn(train, held_out, started, seconds - kept * chooses)
+        if chooses:
+            self._choose(data, started + seconds, seed)
 
     def _learn(self, train: Padded, held_out: Padded, started: float, seconds: float) -> None:
         batch, lr = self._at_once(judged := self._bank(held_out)), GPU_LR if self.gpu else CPU_LR
@@ -160,7 +173,7 @@ class OursUnnamed:
 
     def _turn_seconds(self) -> float:
         """Return about how long a turn of `_choose` takes: from a look at graphs that are three fifths grown."""
-        graphs, nodes = self._trials() * len(LEAST), max(3 * self.frame.most // 5, 1)
+        graphs, nodes = self._trials() * len(LEAST), max(min(3 * self.frame.most // 5, WINDOW), 1)
         number = torch.full((graphs,), nodes - 1, device=self.device)
         label = torch.zeros(graphs, nodes, dtype=torch.long, device=self.device)
         patch = Patch(number, torch.zeros_like(number), number + 1, label, label[:, None].repeat(1, nodes, 1))
@@ -196,7 +209,7 @@ class OursUnnamed:
             size = 1 + (u > share[:, :-1]).sum(1)
             drawn: dict[int, Graph] = {}
             order = torch.argsort(size, descending=True, stable=True)
-            for rows in order.split(max(self._pairs() // int(size.max()) ** 2, 1)):
+            for rows in order.split(max(self._pairs() // min(int(size.max()), WINDOW) ** 2, 1)):
                 label, joined = grow(
                     self.net,
                     size[rows],
@@ -235,10 +248,13 @@ class OursUnnamed:
             parts = [self._loss(net, bank, *part) for part in _chunks(rows[some], newest[some], self._at_once(bank))]
         return float(torch.cat(parts).double().mean())
 
-    def _bank(self, graphs: Padded, orders: int = ORDERS) -> Bank:
-        """Return about as many orders of growth, every graph equally often."""
+    def _bank(self, graphs: Padded, orders: int | None = None) -> Bank:
+        """Return about as many orders of growth, every graph equally often; of fewer graphs where they are too many."""
+        orders = orders or max(min(ORDERS, ORDER_PAIRS // graphs.mask.shape[1] ** 2), 1)
         times = max(round(orders / len(graphs.mask)), 1)
         rows = torch.arange(len(graphs.mask), device=self.device).repeat(times)
+        if len(graphs.mask) > orders:
+            rows = torch.randperm(len(graphs.mask))[:orders].to(self.device)
         mask, adjacency = graphs.mask[rows], graphs.adjacency[rows]
         order, nats = growth_order(adjacency, mask, torch.randint(2**60, (len(rows),)).to(self.device))
         state, label, opened = ordered(adjacency, graphs.labels[rows], order)
@@ -276,7 +292,7 @@ class OursUnnamed:
         return nats + F.cross_entropy(logits, asked, reduction="none") / bank.size[rows]
 
     def _at_once(self, bank: Bank) -> int:
-        return max(min(GPU_BATCH if self.gpu else CPU_BATCH, self._pairs() // bank.label.shape[1] ** 2), 1)
+        return max(min(GPU_BATCH if self.gpu else CPU_BATCH, self._pairs() // min(bank.label.shape[1], WINDOW) ** 2), 1)
 
     def _pairs(self) -> int:
         return GPU_PAIRS if self.gpu else CPU_PAIRS

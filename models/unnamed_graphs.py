@@ -5,7 +5,8 @@ drawn first (the oldest node that it is joined to, or none: another component), 
 nodes after the parent, which are hidden and revealed in T rounds, the surest first. Everything before is decided, so
 that the structure of the revealed graph (hops, common neighbours, random walks) is exact. Nodes come breadth first;
 among the children of a node the one with the most edges to the graph so far is next, which walks around the node. A
-node whose children are all there is closed: no later node is joined to it. Nodes have no numbers but their age.
+node whose children are all there is closed: no later node is joined to it. Nodes have no numbers but their age. Of a
+large graph the decoder looks at the WINDOW newest nodes and at all that are open.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ AGES = 24  # a node's age in nodes is told apart up to here
 PAIR_FEATURES = PAIR_STATES * COMMON + HOPS + WALKS
 NODE_FEATURES = PAIR_STATES + 3 + AGES + 2 + COMMON + 1 + WALKS
 GRAPH_FEATURES = 4
+WINDOW = 128  # nodes that are looked at: the newest ones, and all that are open
 BLOCK = 2**15  # pairs of a graph whose features are laid out at once: all of them up to 181 nodes
 NEVER = -1e9  # logit of what cannot be
 
@@ -247,15 +249,38 @@ class GrowthDecoder(nn.Module):
 
     def forward(self, patch: Patch, condition: Float[Tensor, "B C"]) -> GrowthScores:
         """Return the scores; pairs with closed nodes are NONE for certain."""
+        if patch.label.shape[1] <= WINDOW:
+            return self._scores(patch, condition, patch.size, torch.ones_like(patch.label, dtype=torch.bool))
+        count, index, looked_at = patch.label.shape[1], *_window(patch)
+        label = torch.where(looked_at, patch.label.gather(1, index), self.labels)
+        state = patch.state.gather(1, index[:, :, None].expand(-1, -1, count))
+        state = state.gather(2, index[:, None, :].expand(-1, index.shape[1], -1))
+        state = torch.where(looked_at[:, :, None] & looked_at[:, None, :], state, NONE)
+        last = torch.full_like(patch.newest, index.shape[1] - 1)
+        before = patch.newest - last  # of the window; less than nothing in graphs that do not fill it
+        part = Patch(last, patch.opened - before, patch.size - before, label, state)
+        scores = self._scores(part, condition, patch.size, looked_at)
+        where = torch.where(looked_at, index, count)[..., None]
+        none = torch.where(self.edge, NEVER, 0.0).expand(len(label), count + 1, -1)
+        no_parent = none[..., 1:].scatter(1, where.expand(-1, -1, 3), scores.parent[:, :-1].unflatten(1, (-1, 3)))
+        return GrowthScores(
+            torch.cat([no_parent[:, :-1].flatten(1), scores.parent[:, -1:]], 1),
+            none.scatter(1, where.expand(-1, -1, 4), scores.pair)[:, :-1],
+            scores.label,
+        )
+
+    def _scores(
+        self, patch: Patch, condition: Float[Tensor, "B C"], wanted: Int[Tensor, " B"], looked_at: Bool[Tensor, "B N"]
+    ) -> GrowthScores:
         size, count = patch.label.shape
         rows, place = torch.arange(size, device=condition.device), torch.arange(count, device=condition.device)
         seen = structure(patch)
         most = len(self.log_sizes)
-        left, wanted = patch.size - patch.newest, patch.size.float()
+        left = patch.size - patch.newest
         here = [wanted / most, left / wanted, left.float().log(), (patch.newest - patch.opened).float().log1p()]
         whole = self.whole(torch.cat([torch.stack(here, -1), condition], -1))
         x = self.read(seen.nodes) + self.name(patch.label)
-        absent = torch.where(place <= patch.newest[:, None], 0.0, -1e4)[:, None, None, :]
+        absent = torch.where((place <= patch.newest[:, None]) & looked_at, 0.0, -1e4)[:, None, None, :]
         block = max(BLOCK // count, 1)
         bias = self._bias(seen.kind, seen.walks, absent, range(self.layers)) if block >= count else None
         joined = ((patch.state != NONE) & (patch.state != HIDDEN_PAIR)).to(x.dtype)
@@ -307,6 +332,14 @@ class GrowthDecoder(nn.Module):
             return attention(*given)
         found: Tensor = checkpoint(attention, *given, use_reentrant=False)
         return found
+
+
+def _window(patch: Patch) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
+    """Return which nodes are looked at, the newest one last, and which of the places hold one at all."""
+    first = torch.minimum(patch.opened, patch.newest - WINDOW + 1).clamp(min=0)
+    span = int((patch.newest - first).max()) + 1
+    place = patch.newest[:, None] - span + 1 + torch.arange(span, device=first.device)
+    return place.clamp(min=0), place >= first[:, None]
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------

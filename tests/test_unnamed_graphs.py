@@ -146,6 +146,31 @@ def test_features_laid_out_a_few_rows_at_a_time_give_the_same_scores_and_gradien
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
 
 
+def test_of_a_large_graph_the_newest_and_the_open_nodes_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, patch = decoder(labels=2, directed=True), patch_of_wheel([3])
+    patch = patch._replace(opened=torch.tensor([2]), label=patch.label.clamp(max=0))
+    whole = net(patch, NO_CONDITION)
+    monkeypatch.setattr(unnamed_graphs, "WINDOW", 5)  # all that are there: the sixth is to come
+    seen = net(patch, NO_CONDITION)
+    for a, b in zip(whole, seen, strict=True):
+        assert torch.allclose(torch.softmax(a, -1), torch.softmax(b, -1), atol=1e-5)
+    monkeypatch.setattr(unnamed_graphs, "WINDOW", 2)  # the newest two, 3 and 4, and 2, which is open
+    some, other = net(patch, NO_CONDITION), patch.state.clone()
+    other[0, 0, 1] = other[0, 1, 0] = NONE
+    assert not torch.allclose(torch.softmax(some.pair, -1), torch.softmax(whole.pair, -1), atol=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(some, net(patch._replace(state=other), NO_CONDITION), strict=True))
+    assert (torch.softmax(some.pair, -1)[0, [0, 1, 4, 5], NONE] == 1).all()
+    assert (torch.softmax(some.parent, -1)[0, :6] == 0).all() and some.parent.shape == whole.parent.shape
+    two = Patch(*(torch.cat([t, t]) for t in patch))
+    two = two._replace(newest=torch.tensor([4, 3]), opened=torch.tensor([2, 3]))
+    assert torch.allclose(net(two, NO_CONDITION.expand(2, 0)).pair[:1], some.pair, atol=1e-5)  # beside a narrower one
+
+
+def test_large_graphs_are_drawn_from_their_seeds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unnamed_graphs, "WINDOW", 3)
+    test_what_is_drawn_for_a_graph_depends_on_its_seed_alone()
+
+
 def test_pairs_less_likely_than_a_share_of_the_likeliest_are_never_drawn_and_labels_are() -> None:
     net = decoder(labels=2)
     with torch.no_grad():
@@ -228,7 +253,9 @@ def test_the_held_out_graphs_choose_what_is_too_rare_to_be_drawn(monkeypatch: py
     ring = partial(shuffled, [0] * 5, [(i, (i + d) % 5) for i in range(5) for d in (1, 4)], 0.0)
     data = set_of([ring(i) for i in range(8)], False, 1)
     model = OursUnnamed(CPU)
-    model.fit(data, 3, 0)
+    model.fit(data, 30, 0)
+    assert model.least == 0.0 and not hasattr(model, "chosen")  # a look takes a second, a turn 5 nodes x 5
+    model.fit(data, 60, 0)
     assert model.least in LEAST and [float(k) for k in model.chosen["least_scores"]] == list(LEAST)
 
     def grown(conditions: np.ndarray, least: np.ndarray, place: np.ndarray, seed: int) -> list[Graph]:
