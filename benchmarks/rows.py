@@ -48,7 +48,7 @@ def main(module: str, rows: Sequence[Row], options: argparse.ArgumentParser | No
         result = run_row(module, row, passed_on)
         failed += "error" in result
         if arguments.json:
-            facts = {"command": f"./launch.sh bench {_word(module)} --json --rows {row.name}", **hardware()}
+            facts = {"command": command(module, row.name, passed_on), **hardware()}
             print(json.dumps({"row": row.name, **result, **facts, "versions": versions()}), flush=True)
         else:
             print(f"{row.name:44} " + "  ".join(f"{k}={_short(v)}" for k, v in result.items()), flush=True)
@@ -79,6 +79,16 @@ def run_row(module: str, row: Row, arguments: Sequence[str] = ()) -> dict[str, A
         if line.startswith(_RESULT):
             return {**json.loads(line.removeprefix(_RESULT)), **wall}
     return {"error": " | ".join((done.stderr or done.stdout).strip().splitlines()[-12:])[-1500:], **wall}
+
+
+def command(module: str, name: str, arguments: Sequence[str]) -> str:
+    """Return how to run one row again: with the options that were given, paths as DIR."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and not argument.startswith("--rows"):
+            kept.append("DIR" if "/" in argument else argument)
+        skip = argument == "--rows"
+    return " ".join(["./launch.sh bench", _word(module), "--json", *kept, "--rows", name])
 
 
 def hardware() -> dict[str, Any]:

@@ -69,6 +69,12 @@ def test_a_row_that_crashes_or_hangs_says_so_and_the_others_go_on() -> None:
     assert "no result within" in late["error"] and late["said"] == []
 
 
+def test_a_row_says_with_which_options_it_ran_but_not_where_the_data_lie() -> None:
+    given = ["--part", "llm", "--data", "/some/where", "--rows", "a,b", "--curve", "9", "--rows=c"]
+    told = rows.command("benchmarks.bench_step_time", "llm-13b/ours", given)
+    assert told == "./launch.sh bench step-time --json --part llm --data DIR --curve 9 --rows llm-13b/ours"
+
+
 def test_a_row_that_runs_out_of_time_leaves_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "slow.py").write_text("import sys, time\nprint('step 0 loss 1.0', file=sys.stderr)\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
