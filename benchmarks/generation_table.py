@@ -38,12 +38,13 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def tables(lines: Sequence[dict[str, Any]]) -> str:
-    """Return Markdown; each cell is the mean over seeds, and the standard deviation where there are several."""
+    """Return Markdown: a table a set, budget and device; each cell is the mean over seeds, and their deviation."""
     texts = []
-    for data in dict.fromkeys(line["data"] for line in lines):
+    for key in dict.fromkeys(map(_conditions, lines)):
+        data = key[0]
         rows: dict[str, list[dict[str, Any]]] = {}
         for line in lines:
-            if line["data"] == data:
+            if _conditions(line) == key:
                 rows.setdefault(line["model"], []).append(line)
         first = next(iter(rows.values()))[0]
         columns = [c for c in COLUMNS if any(_numbers(seeds, c) for seeds in rows.values())]
@@ -59,6 +60,10 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
         ]
         texts.append("\n".join(text))
     return "\n\n".join(texts)
+
+
+def _conditions(line: dict[str, Any]) -> tuple[Any, ...]:
+    return line["data"], line["budget_seconds"], line["device"], line["hardware"]
 
 
 def _numbers(seeds: Sequence[dict[str, Any]], column: str) -> list[float]:

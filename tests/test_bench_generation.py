@@ -253,12 +253,14 @@ def test_a_table_shows_mean_and_spread_over_seeds(
     row = {"benchmark": "generation", "data": "metabolic", "model": "ours", "budget_seconds": 60.0, "device": "cpu"}
     lines = [{**row, "hardware": "2 cores", "seed": i, "edge_f1": f1, "novel": None} for i, f1 in enumerate((0.7, 0.8))]
     file = tmp_path / "x.jsonl"
-    file.write_text("\n".join(json.dumps(line) for line in [*lines, {**row, "error": "killed"}]))
+    gpu = {**lines[0], "device": "cuda", "hardware": "1 GPU", "edge_f1": 0.1}  # a table of its own
+    file.write_text("\n".join(json.dumps(line) for line in [*lines, {**row, "error": "killed"}, gpu]))
     monkeypatch.setattr(sys, "argv", ["bench_generation", "--table", str(file)])
     assert bench.main() == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "**metabolic**, 60 s of training on 2 cores (cpu)"
-    assert shown[2:] == ["| model | edge f1 |", "|---|---|", "| ours | 0.75 ± 0.071 |"]
+    assert shown[2:5] == ["| model | edge f1 |", "|---|---|", "| ours | 0.75 ± 0.071 |"]
+    assert shown[6] == "**metabolic**, 60 s of training on 1 GPU (cuda)" and shown[-1] == "| ours | 0.1 |"
 
 
 @pytest.mark.parametrize(("text", "reason"), [("{", "not a file of JSON lines"), ("", "no row of bench generation")])
