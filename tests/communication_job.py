@@ -13,20 +13,22 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from rank_job import CHEMISTRY, STEPS, batches, config, engine_of
+from rank_job import CHEMISTRY, STEPS, batches, config
 
 from benchmarks.scaling_engines import build
 from models.fused_decoder import FusedDecoder
-from models.objectives import UnifiedObjective
+from models.objectives import UnifiedObjective, build_objective
 from trainers import communication as c, ds_config, frozen
 from trainers.engine import DeepSpeedEngine, finish, start
 
 
-def zero3(folder: Path) -> dict[str, object]:
+def zero3(folder: Path, frozen_weights: str) -> dict[str, object]:
     """Train under our engine with the DeepSpeed JSON that lies in the folder."""
     path = folder / "zero3.json"
-    engine = engine_of("unified", dist.get_world_size(), ds_config=str(path))
-    assert isinstance(engine, DeepSpeedEngine) and isinstance(engine.objective, UnifiedObjective)
+    torch.manual_seed(0)
+    settings = config("unified", dist.get_world_size(), ds_config=str(path))
+    engine = DeepSpeedEngine(build_objective("unified", settings.model, CHEMISTRY), settings, frozen_weights)
+    assert isinstance(engine.objective, UnifiedObjective)
     # These samples have no text, so no gradient ever reaches the adapters and the audit would go on for ever.
     engine._audit = None
     given = list(batches(engine.rank, engine.world))
@@ -35,13 +37,15 @@ def zero3(folder: Path) -> dict[str, object]:
     with c.counted() as ledger:
         report = engine.train_step(given[-1])
     decoder = engine.objective.language.causal
-    walked = c.walk(engine._root, engine.leaves, lambda: engine.train_step(given[0]), None, decoder.frozen_units)
+    units = getattr(decoder, "frozen_units", [])
+    walked = c.walk(engine._root, engine.leaves, lambda: engine.train_step(given[0]), None, units)
+    sizes = decoder.frozen.unit_bytes() if units else []
     sharing = c.Sharing.of(ds_config.read(path)["zero_optimization"], engine.world)
     gathers = [t.bytes for t in c.of_micro_batch(walked, sharing) if t.operation == "all_gather"]
     counted = [call.bytes for call in ledger.calls if call.source == "zero" and call.operation == "all_gather"]
     return {
         "fetched": ledger.bytes("frozen"),
-        "fetched_model": sum(t.bytes for t in c.of_frozen(walked, decoder.frozen.unit_bytes())),
+        "fetched_model": sum(t.bytes for t in c.of_frozen(walked, sizes)),
         "counted": ledger.bytes("zero"),
         "model": c.of_step(walked, sharing, len(engine._zero.fp16_groups)),
         "own": ledger.bytes("torch"),
@@ -84,7 +88,7 @@ def main() -> None:
     way, folder = sys.argv[1], Path(sys.argv[2])
     start(60.0)
     frozen.WHOLE_ON_CPU = 500_000  # so that the layers of the language model are shared out
-    result = zero2() if way == "zero2" else zero3(folder)
+    result = zero2() if way == "zero2" else zero3(folder, way)
     if dist.get_rank() == 0:
         temporary = folder / "result.part"
         temporary.write_text(json.dumps(result))

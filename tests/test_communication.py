@@ -106,20 +106,26 @@ SETTINGS = {
         "stage3_param_persistence_threshold": 500, "stage3_prefetch_bucket_size": 20_000,
         "stage3_max_reuse_distance": 8_000, "stage3_max_live_parameters": 60_000, "reduce_bucket_size": 20_000,
     },
-    "one-by-one-and-reused": {
-        "stage3_param_persistence_threshold": 100_000, "stage3_prefetch_bucket_size": 300_000_000,
-        "stage3_max_reuse_distance": 1_000_000_000, "stage3_allgather_sequential": True,
+    "one-by-one": {
+        "stage3_param_persistence_threshold": 100_000, "stage3_prefetch_bucket_size": 1,
+        "stage3_max_reuse_distance": 5_000_000, "stage3_max_live_parameters": 12_000_000,
+        "stage3_allgather_sequential": True,
     },
 }  # fmt: skip
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("name", SETTINGS)
-def test_counters_of_two_zero3_ranks_equal_the_model_to_the_byte(name: str, tmp_path: Path) -> None:
-    found = run("zero3", tmp_path, **SETTINGS[name])
+@pytest.mark.parametrize(
+    ("name", "frozen_weights"),
+    [*((name, "auto") for name in SETTINGS), ("prefetched-and-few-live", "deepspeed"), ("one-by-one", "deepspeed")],
+)
+def test_counters_of_two_zero3_ranks_equal_the_model_to_the_byte(
+    name: str, frozen_weights: str, tmp_path: Path
+) -> None:
+    found = run(frozen_weights, tmp_path, **SETTINGS[name])
     assert found["counted"] == found["model"]
     assert found["in_order"]  # every gather at its place
-    assert found["fetched"] == {"all_gather": found["fetched_model"]}
+    assert found["fetched"] == ({} if frozen_weights == "deepspeed" else {"all_gather": found["fetched_model"]})
     assert found["persistent"] > 0
     own = found["own_model"]
     assert found["own"] == {

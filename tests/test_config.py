@@ -156,10 +156,16 @@ def test_every_shipped_deepspeed_file_is_accepted(path: Path) -> None:
         ({"zero_optimization": {"stage": 2}}, "set 3"),
         ({"zero_optimization": {"stage": "auto"}}, "state a value"),
         ({"zero_optimization": 3}, "expected a table"),
+        (
+            {"zero_optimization": {
+                "stage": 3, "stage3_allgather_sequential": True, "stage3_prefetch_bucket_size": 300_000_000
+            }},
+            "set it to 1",
+        ),
         ({"train_batch_size": 8}, "--set data.samples_per_rank"),
         ({"optimizer": {}}, "--set optim.lr"),
     ],
-)
+)  # fmt: skip
 def test_a_deepspeed_file_that_deepspeed_would_misread_is_refused(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:

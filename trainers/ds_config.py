@@ -93,7 +93,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: The file is missing or not JSON, a key is misspelt (the nearest is shown) or belongs to RunConfig, a
-            value is "auto", or zero_optimization.stage is not 3.
+            value is "auto", zero_optimization.stage is not 3, or a prefetch bucket is asked for that DeepSpeed ignores.
     """
     try:
         table = json.loads(path.read_text())
@@ -105,6 +105,13 @@ def read(path: Path) -> dict[str, Any]:
     stage = table.get("zero_optimization", {}).get("stage")
     if stage != 3:
         raise InputError(f"{path.name}: zero_optimization.stage={stage!r}: checkpoints are written from ZeRO-3; set 3")
+    zero = table["zero_optimization"]
+    ahead = zero.get("stage3_prefetch_bucket_size")
+    if zero.get("stage3_allgather_sequential", False) and ahead != 1:
+        raise InputError(
+            f"{path.name}: stage3_prefetch_bucket_size={ahead!r}: with stage3_allgather_sequential DeepSpeed fetches "
+            "one parameter ahead whatever is asked; set it to 1, or leave out stage3_allgather_sequential"
+        )
     return dict(table)
 
 
