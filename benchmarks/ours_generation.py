@@ -152,7 +152,8 @@ class Ours:
         probability, _ = self.model.marginals(environments, present, places)
         truth, foretold = edges.cpu().numpy().ravel(), probability.cpu().numpy().ravel()
         of_training = self.frequency.expand_as(probability).cpu().numpy().ravel()
-        many = environments.repeat_interleave(SIZE_DRAWS, 0)
+        distinct, asked = environments.unique(dim=0, return_inverse=True)
+        many = distinct.repeat_interleave(SIZE_DRAWS, 0)
         drawn = self.model.generate(
             many,
             torch.Generator().manual_seed(0),
@@ -160,7 +161,7 @@ class Ours:
             environment_present=self._present(len(many)),
         )
         sizes = drawn.adjacency.sum((1, 2)).view(-1, SIZE_DRAWS).float()
-        low, high = torch.quantile(sizes, torch.tensor([0.05, 0.95], device=self.device), dim=1)
+        low, high = torch.quantile(sizes, torch.tensor([0.05, 0.95], device=self.device), dim=1)[:, asked]
         size = edges.sum(1)
         return {
             "edge_ece": metrics.ece(truth, foretold),
