@@ -150,8 +150,7 @@ class Ours:
         present = self._present(len(graphs))
         places = torch.arange(len(graphs), device=self.device)
         probability, _ = self.model.marginals(environments, present, places)
-        truth, foretold = edges.cpu().numpy().ravel(), probability.cpu().numpy().ravel()
-        of_training = self.frequency.expand_as(probability).cpu().numpy().ravel()
+        truth, foretold = edges.cpu().numpy(), probability.cpu().numpy()
         distinct, asked = environments.unique(dim=0, return_inverse=True)
         many = distinct.repeat_interleave(SIZE_DRAWS, 0)
         drawn = self.model.generate(
@@ -164,10 +163,8 @@ class Ours:
         low, high = torch.quantile(sizes, torch.tensor([0.05, 0.95], device=self.device), dim=1)[:, asked]
         size = edges.sum(1)
         return {
-            "edge_ece": metrics.ece(truth, foretold),
-            "edge_brier": metrics.brier(truth, foretold),
-            "edge_brier_of_frequencies": metrics.brier(truth, of_training),
-            "edge_reliability": np.round(metrics.reliability(truth, foretold), 4).tolist(),
+            **metrics.of_edges(truth, foretold, self.frequency.cpu().numpy()),
+            "edge_reliability": np.round(metrics.reliability(truth.ravel(), foretold.ravel()), 4).tolist(),
             "size_within_90": float(((low <= size) & (size <= high)).float().mean()),
         }
 

@@ -54,6 +54,12 @@ def test_ece_by_hand() -> None:
     assert metrics.reliability(truth, probability).tolist() == [[0.25, 0.5, 2], [pytest.approx(0.95), 1.0, 2]]
 
 
+def test_a_sure_and_right_probability_of_edges_beats_their_frequencies() -> None:
+    truth = np.array([[True, False], [True, True]])
+    found = metrics.of_edges(truth, truth.astype(float), truth.mean(0))
+    assert found == {"edge_ece": 0.0, "edge_brier": 0.0, "edge_brier_of_frequencies": pytest.approx(0.125)}
+
+
 def test_a_forecast_equal_to_the_base_rate_is_calibrated() -> None:
     assert metrics.ece(np.array([True, False, False, False]), np.full(4, 0.25)) == pytest.approx(0.0)
 

@@ -79,12 +79,7 @@ def doubts(
     environments = torch.from_numpy(np.stack([r.environment for r in asked])).to(device)
     places = torch.arange(len(asked), device=device)
     probability, _ = model.marginals(environments, torch.ones_like(places, dtype=torch.bool), places)
-    truth, foretold = there(asked), probability.cpu().numpy()
-    return {
-        "edge_ece": metrics.ece(truth.ravel(), foretold.ravel()),
-        "edge_brier": metrics.brier(truth, foretold),
-        "edge_brier_of_frequencies": metrics.brier(truth, there(train).mean(0)),
-    }
+    return metrics.of_edges(there(asked), probability.cpu().numpy(), there(train).mean(0))
 
 
 def _rates(networks: Sequence[Edges], known: set[Edges]) -> dict[str, float]:

@@ -59,6 +59,18 @@ def reliability(
     return np.stack([*(s[filled] / counts[filled] for s in sums), counts[filled]], axis=1)
 
 
+def of_edges(
+    truth: Bool[np.ndarray, "g E"], probability: Float[np.ndarray, "g E"], frequency: Float[np.ndarray, " E"]
+) -> dict[str, float]:
+    """Return how well the probability of each edge is calibrated, and what its frequency in training gets."""
+    there, foretold = truth.ravel(), probability.ravel()
+    return {
+        "edge_ece": ece(there, foretold),
+        "edge_brier": brier(there, foretold),
+        "edge_brier_of_frequencies": brier(there, np.broadcast_to(frequency, truth.shape).ravel()),
+    }
+
+
 def classification(truth: Bool[np.ndarray, " n"], probability: Float[np.ndarray, " n"]) -> dict[str, float]:
     """Return auroc, brier and ece, with the central 95 % of the AUROC over 500 resamplings of the samples."""
     rng = np.random.default_rng(0)
