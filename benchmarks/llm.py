@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
@@ -73,9 +74,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@functools.cache
+def _text() -> bytes:
+    return b"".join(p.read_bytes() for p in sorted(ROOT.glob("*/*.py")) + sorted(ROOT.glob("data_pipeline/*.csv")))
+
+
 def words(load: Load, step: int, micro_batch: int) -> Tensor:
     """Return the token ids (rows, length) of a micro-batch: bytes of this repository's tables and sources."""
-    text = b"".join(p.read_bytes() for p in sorted(ROOT.glob("*/*.py")) + sorted(ROOT.glob("data_pipeline/*.csv")))
+    text = _text()
     start = step * load.tokens % max(len(text) - load.tokens, 1)  # the same words whatever the micro-batches
     ids = torch.frombuffer(bytearray(text[start : start + load.tokens]), dtype=torch.uint8).long()
     first = micro_batch * load.rows
@@ -268,6 +274,7 @@ def measure(load: Load, step: Callable[[int], float], started: float) -> dict[st
         "peak_allocated_gib": torch.cuda.max_memory_allocated() / gib if on_gpu else 0.0,
         "peak_reserved_gib": torch.cuda.max_memory_reserved() / gib if on_gpu else 0.0,
         "losses": [round(x, 5) for x in losses],
+        "words_crc32": zlib.crc32(_text()),
         "built_s": round(built_s, 1),
     }
 
@@ -302,8 +309,14 @@ def loss_gap(rows: Sequence[Mapping[str, Any]], row: str, other: str) -> dict[st
         rows: Of a results file; the last one of each name counts.
         row: Name of the one.
         other: Name of the other, whose losses are the measure.
+
+    Raises:
+        ValueError: They trained on other words, since the sources that the words come from changed in between.
     """
-    mine, theirs = ([r for r in rows if r["row"] == name and "losses" in r][-1]["losses"] for name in (row, other))
+    one, against = ([r for r in rows if r["row"] == name and "losses" in r][-1] for name in (row, other))
+    if one.get("words_crc32") != against.get("words_crc32"):
+        raise ValueError(f"words_crc32 of {row} and {other} differ: run both on the same sources")
+    mine, theirs = one["losses"], against["losses"]
     gaps = [abs(a / b - 1) for a, b in zip(mine, theirs, strict=False)]
     worst = max(range(len(gaps)), key=gaps.__getitem__)
     return {

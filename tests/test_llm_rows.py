@@ -104,3 +104,9 @@ def test_the_largest_gap_between_two_losses_is_found_with_its_step() -> None:
     gap = loss_gap(table, "a", "b")
     assert (gap["largest_loss_gap"], gap["after_steps"], gap["losses_there"]) == (0.025, 1, [3.9, 4.0])
     assert gap["steps_above_1e-2"] == [1] and gap["mean_loss_gap"] == pytest.approx(0.025 / 3, rel=0.01)
+
+
+def test_losses_on_other_words_are_not_compared() -> None:
+    table = [{"row": "a", "losses": [1.0], "words_crc32": 1}, {"row": "b", "losses": [1.0], "words_crc32": 2}]
+    with pytest.raises(ValueError, match="words_crc32"):
+        loss_gap(table, "a", "b")
