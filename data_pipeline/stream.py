@@ -1,7 +1,8 @@
 """Stream batches to the ranks of a run: seeded order, exact position, equal numbers of batches.
 
 The order of samples is a function of (seed, pass) alone. A step's global batch is the next `samples_per_rank * world`
-samples of that order, and rank r takes its r-th slice. What is hidden from the fusion, and the phrasing of the text,
+samples of that order, and rank r takes its r-th slice. Where texts are read in training, neighbouring ranks deal the
+samples of their slices out so that each reads about as many tokens: all wait for the longest. What is hidden from the fusion, and the phrasing of the text,
 are functions of (seed, pass, sample), so that two ranks see exactly what one process sees.
 """
 
@@ -35,6 +36,8 @@ FULL_SHARE = 0.30  # mixed: the fusion reads all that is present
 OBSERVABLE_SHARE = 0.45  # mixed: it reads what a telescope gives; the rest of the samples show a random part
 PREFETCHED_BATCHES = 2
 TEXTS_KEPT = 4096
+DEALT_RANKS = 4  # that deal their samples out among themselves; each writes the texts of all of them
+TOKENS_BESIDE = 2  # that a language model reads of each other visible modality (FusionConfig.tokens_per_modality)
 _OBSERVABLE = np.array([m in OBSERVABLE for m in MODALITIES])
 
 
@@ -217,6 +220,7 @@ class BatchStream:
         if buckets == "tokens" and tokenizer is None:
             raise InputError("data.buckets=tokens: this part reads no text; choose nodes or none")
         size_of = {"none": None, "nodes": self._nodes, "tokens": self._tokens}[buckets if repeat else "none"]
+        self._deals = repeat and world > 1 and tokenizer is not None
         self._order = Order(self.source.shard_rows, seed, repeat, shuffle_shards, bucket_samples, size_of)
         texts = f" {text_mode} {max_tokens}" if buckets == "tokens" else ""  # what the number of tokens follows from
         self._order_name = f"{self._order.fingerprint} {buckets}{texts}"
@@ -310,14 +314,18 @@ class BatchStream:
 
     def _make(self, begin: int, end: int) -> Batch:
         """Return this rank's part of the samples at positions [begin, end)."""
-        first, last = (begin + (end - begin) * r // self._world for r in (self._rank, self._rank + 1))
-        passes, shards, rows = self._order.places(first, last)
+        first = self._rank // DEALT_RANKS * DEALT_RANKS if self._deals else self._rank
+        after = min(first + DEALT_RANKS, self._world) if self._deals else first + 1
+        places = (begin + (end - begin) * r // self._world for r in (first, after))
+        passes, shards, rows = self._order.places(*places)
         found: list[tuple[int, ToldRow]] = []
         for number, shard, row in zip(passes.tolist(), shards.tolist(), rows.tolist(), strict=True):
             try:
                 found.append((number, self.source.row(shard, row)))
             except BadSampleError as error:
                 self._leave_out(error)
+        if self._deals:
+            found = self._dealt(found, self._rank - first, after - first)
         while True:
             try:
                 return self._collate(found or [(int(passes[0]), absent_row("none"))])
@@ -325,8 +333,20 @@ class BatchStream:
                 self._leave_out(error)
                 found = [(number, row) for number, row in found if row.sample_id != error.sample_id]
 
+    def _dealt(self, found: list[tuple[int, ToldRow]], own: int, ranks: int) -> list[tuple[int, ToldRow]]:
+        """Return this rank's samples of those of several ranks, each of which gets about as many tokens."""
+        bad: list[BadSampleError] = []  # whose turn they are will meet them again
+        written = self._write(found, bad)
+        tokens = [TOKENS_BESIDE * int(visible.sum()) + (len(told.token_ids) if told else 0) for told, visible in written]
+        mine = deal(tokens, ranks)[own]
+        for place in mine:
+            number, row = found[place]
+            if (told := written[place][0]) is not None:
+                self._said[number, row.sample_id] = told
+        return [found[place] for place in mine]
+
     def _collate(self, found: list[tuple[int, ToldRow]]) -> Batch:
-        texts, visible = zip(*(self._write(row, number) for number, row in found), strict=True)
+        texts, visible = zip(*self._write(found), strict=True)
         return collate_rows([row for _, row in found], texts, self._memory, None, np.stack(visible))
 
     def _leave_out(self, error: BadSampleError) -> None:
@@ -339,24 +359,51 @@ class BatchStream:
         self.bad_samples[error.sample_id] = error.reason
         print(f"[stream] left out: {error}", file=sys.stderr, flush=True)
 
-    def _write(self, row: ToldRow, pass_number: int) -> tuple[TextSample | None, np.ndarray]:
-        """Return the text about a sample, and what the fusion may read of it (Q bool)."""
+    def _write(
+        self, found: Sequence[tuple[int, ToldRow]], bad: list[BadSampleError] | None = None
+    ) -> list[tuple[TextSample | None, np.ndarray]]:
+        """Return the text about each sample, and what the fusion may read of it (Q bool).
+
+        Args:
+            found: Pass and row of each.
+            bad: Takes the errors of samples that cannot be told; they get no text.
+
+        Raises:
+            BadSampleError: One cannot be told, and there is no list of them.
+        """
+        views: list[np.ndarray] = []
+        texts: list[TextSample | None] = [None] * len(found)
+        strings: dict[int, tuple[str, str, str]] = {}
+        for place, (number, row) in enumerate(found):
+            visible, observable_only = self._shown(number, row)
+            views.append(visible)
+            if observable_only is None:
+                continue
+            texts[place] = self._said.pop((number, row.sample_id), None)  # when its length was needed before
+            if texts[place] is None:
+                random = generator("text", self.seed, number, row.sample_id)
+                try:
+                    strings[place] = text.describe(row.sample(), observable_only, random)
+                except BadSampleError as error:
+                    if bad is None:
+                        raise
+                    bad.append(error)
+        written = text.encode_all(list(strings.values()), self._tokenizer, self._max_tokens)
+        for place, told in zip(strings, written, strict=True):
+            texts[place] = told
+        return list(zip(texts, views, strict=True))
+
+    def _shown(self, pass_number: int, row: ToldRow) -> tuple[np.ndarray, bool | None]:
+        """Return what the fusion may read, and whether the text tells of observables alone (None: there is no text)."""
         present = row.fixed()[PRESENT].view(bool)
         if self._tokenizer is None and self.text_mode == "full":
-            return None, present
+            return present, None
         present = present.copy()
         can_write = self._tokenizer is not None and present[SPECTRUM] and present[PLANET_PARAMETERS]
         present[TEXT] = can_write
         visible = _visible(present, self.text_mode, (self.seed, pass_number, row.sample_id))
-        if not can_write:
-            return None, visible
-        said = self._said.pop((pass_number, row.sample_id), None)  # when its length decided its bucket
-        if said is None:
-            observable_only = bool((visible != present).any()) or self.text_mode == "observable"
-            random = generator("text", self.seed, pass_number, row.sample_id)
-            strings = text.describe(row.sample(), observable_only, random)
-            said = text.encode(strings, self._tokenizer, self._max_tokens)
-        return said, visible
+        observable_only = bool((visible != present).any()) or self.text_mode == "observable"
+        return visible, observable_only if can_write else None
 
     # --- sizes, for buckets ------------------------------------------------------------------------------------------
     def _nodes(self, pass_number: int, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -364,7 +411,7 @@ class BatchStream:
 
     def _tokens(self, pass_number: int, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
         def tokens(row: ToldRow) -> int:
-            said, _ = self._write(row, pass_number)
+            ((said, _),) = self._write([(pass_number, row)])
             if said is None:
                 return 0
             self._said[pass_number, row.sample_id] = said
@@ -383,6 +430,22 @@ class BatchStream:
             except BadSampleError:  # it is reported when its batch is made
                 continue
         return sizes
+
+
+def deal(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Return the places of each rank: equally many (the first ranks one more), of about the same size in sum.
+
+    The largest first, each to the rank with least that has room.
+    """
+    least, more = divmod(len(sizes), ranks)
+    room = [least + (rank < more) for rank in range(ranks)]
+    sums = [0] * ranks
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    for place in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        rank = min((r for r in range(ranks) if len(dealt[r]) < room[r]), key=lambda r: (sums[r], r))
+        dealt[rank].append(place)
+        sums[rank] += sizes[place]
+    return [sorted(places) for places in dealt]
 
 
 def open_stream(

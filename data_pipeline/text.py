@@ -7,6 +7,8 @@ the text modality does not read, says what the planet is like.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ WHETHER_HABITABLE = "Is it habitable, and why?"
 WINDOW_UM = (10.2, 12.2)  # the clearest part of the thermal infrared
 _RADIATION_UM_K = 14387.77  # second radiation constant
 _SUN_RADII_EARTH = 109.2
+_PLANET_NAMES = tuple(v.name for v in PLANET)
 _NAMES = {
     "glc__D": "glucose", "rib__D": "ribose", "glyc": "glycerol", "etoh": "ethanol", "meoh": "methanol",
     "ac": "acetate", "for": "formate", "lac__L": "lactate", "pyr": "pyruvate", "succ": "succinate", "gly": "glycine",
@@ -55,40 +58,55 @@ def description(sample: Sample, observable_only: bool, rng: np.random.Generator)
 
 
 def encode(strings: tuple[str, str, str], tokenizer: Any, max_tokens: int) -> TextSample:
-    """Tokenise [description, question, answer, end]; a description that does not fit loses its last sentences.
+    """Tokenise one [description, question, answer]; see `encode_all`."""
+    (found,) = encode_all([strings], tokenizer, max_tokens)
+    return found
+
+
+def encode_all(texts: Sequence[tuple[str, str, str]], tokenizer: Any, max_tokens: int) -> list[TextSample]:
+    """Tokenise [description, question, answer, end] of each; a description that does not fit loses its last sentences.
+
+    In one call of the tokenizer: it holds no lock of the interpreter, what it returns is taken apart once.
 
     Raises:
-        InputError: Question and answer alone are longer than `max_tokens`.
+        InputError: A question and its answer alone are longer than `max_tokens`.
     """
-    words, question, answer = strings
+    if not texts:
+        return []
 
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def ids(strings: list[str]) -> list[list[int]]:
+        found: list[list[int]] = tokenizer(strings, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return found
 
-    asked = ids(f"\n{question}\n")
-    answered = [*ids(answer), tokenizer.eos_token_id]
-    room = max_tokens - len(asked) - len(answered)
-    if room < 1:
-        raise InputError(
-            f"data.max_tokens={max_tokens}: question and answer need {len(asked) + len(answered)} tokens; raise it"
+    parts = ids([part for words, question, answer in texts for part in (words, f"\n{question}\n", answer)])
+    encoded = []
+    for place, (words, _, _) in enumerate(texts):
+        read, asked, answered = parts[3 * place : 3 * place + 3]
+        answered = [*answered, tokenizer.eos_token_id]
+        room = max_tokens - len(asked) - len(answered)
+        if room < 1:
+            raise InputError(
+                f"data.max_tokens={max_tokens}: question and answer need {len(asked) + len(answered)} tokens; raise it"
+            )
+        sentences = words.split(". ")
+        while len(read) > room and len(sentences) > 1:
+            sentences.pop()
+            (read,) = ids([". ".join(sentences) + "."])
+        read = read[:room]
+        encoded.append(
+            TextSample(
+                token_ids=np.array([*read, *asked, *answered], np.int64),
+                description_length=len(read),
+                answer_start=len(read) + len(asked),
+            )
         )
-    sentences = words.split(". ")
-    read = ids(words)
-    while len(read) > room and len(sentences) > 1:
-        sentences.pop()
-        read = ids(". ".join(sentences) + ".")
-    read = read[:room]
-    return TextSample(
-        token_ids=np.array([*read, *asked, *answered], np.int64),
-        description_length=len(read),
-        answer_start=len(read) + len(asked),
-    )
+    return encoded
 
 
 # --- what a telescope gives -------------------------------------------------------------------------------------------
 def _observed(sample: Sample) -> list[tuple[str, ...]]:
     """Return the phrasings of each sentence, the most telling first."""
-    p = dict(zip((v.name for v in PLANET), sample.planet.tolist(), strict=True))
+    p = dict(zip(_PLANET_NAMES, sample.planet.tolist(), strict=True))
     kelvin, error_k = brightness_temperature(sample)
     bands = ", ".join(f"{name} {round(depth)}+-{error:.0f}" for name, depth, error in band_depths_ppm(sample))
     return [
@@ -114,16 +132,17 @@ def brightness_temperature(sample: Sample) -> tuple[float, float]:
 
     A depth that noise has pushed below a tenth of its error counts as that tenth: an upper limit.
     """
-    p = dict(zip((v.name for v in PLANET), sample.planet.astype(float).tolist(), strict=True))
+    p = dict(zip(_PLANET_NAMES, sample.planet.astype(float).tolist(), strict=True))
     inside = _inside(*WINDOW_UM)
     weight = 1.0 / sample.spectrum_error_ppm[1, inside].astype(float) ** 2
-    depth, error = float((sample.spectrum_ppm[1, inside] * weight).sum() / weight.sum()), float(weight.sum() ** -0.5)
-    wavelength = float((_middle()[inside] * weight).sum() / weight.sum())
+    whole = float(weight.sum())
+    depth, error = float((sample.spectrum_ppm[1, inside] * weight).sum()) / whole, whole**-0.5
+    wavelength = float((_middle()[inside] * weight).sum()) / whole
     ratio = (p["radius_earth"] / (p["star_radius_sun"] * _SUN_RADII_EARTH)) ** 2
-    star = 1.0 / np.expm1(_RADIATION_UM_K / (wavelength * p["star_temperature_k"]))
+    star = 1.0 / math.expm1(_RADIATION_UM_K / (wavelength * p["star_temperature_k"]))
 
     def kelvin(ppm: float) -> float:
-        return float(_RADIATION_UM_K / wavelength / np.log1p(ratio / (max(ppm, 0.1 * error) * 1e-6 * star)))
+        return _RADIATION_UM_K / wavelength / math.log1p(ratio / (max(ppm, 0.1 * error) * 1e-6 * star))
 
     return kelvin(depth), (kelvin(depth + error) - kelvin(depth - error)) / 2
 
@@ -134,22 +153,25 @@ def band_depths_ppm(sample: Sample) -> list[tuple[str, float, float]]:
     for name, (band, continuum) in BANDS.items():
         sides = [_mean(sample, inside) for inside in (_inside(*continuum[0]), _inside(*continuum[1]))]
         depth, error = _mean(sample, _inside(*band))
-        level, level_error = (sides[0][0] + sides[1][0]) / 2, np.hypot(sides[0][1], sides[1][1]) / 2
-        found.append((name, depth - level, float(np.hypot(error, level_error))))
+        level, level_error = (sides[0][0] + sides[1][0]) / 2, math.hypot(sides[0][1], sides[1][1]) / 2
+        found.append((name, depth - level, math.hypot(error, level_error)))
     return found
 
 
-def _mean(sample: Sample, inside: np.ndarray) -> tuple[float, float]:
+def _mean(sample: Sample, inside: slice) -> tuple[float, float]:
     error = sample.spectrum_error_ppm[0, inside].astype(float)
-    return float(sample.spectrum_ppm[0, inside].mean()), float(np.sqrt((error**2).sum()) / len(error))
+    return float(sample.spectrum_ppm[0, inside].mean()), math.sqrt(float(error @ error)) / len(error)
 
 
+@functools.cache
 def _middle() -> np.ndarray:
     return np.sqrt(WAVELENGTH_UM[1:] * WAVELENGTH_UM[:-1])
 
 
-def _inside(low_um: float, high_um: float) -> np.ndarray:
-    return np.flatnonzero((_middle() >= low_um) & (_middle() <= high_um))
+@functools.cache
+def _inside(low_um: float, high_um: float) -> slice:
+    first, *_, last = np.flatnonzero((_middle() >= low_um) & (_middle() <= high_um)).tolist()
+    return slice(first, last + 1)
 
 
 # --- what only a simulation gives -------------------------------------------------------------------------------------

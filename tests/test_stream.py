@@ -25,7 +25,7 @@ from data_pipeline.folders import remote_url
 from data_pipeline.join import write_part
 from data_pipeline.shard_rows import BadSampleError, Row, SampleRow
 from data_pipeline.shards import Manifest
-from data_pipeline.stream import BatchStream, ShardSource, open_source, open_stream
+from data_pipeline.stream import TOKENS_BESIDE, BatchStream, ShardSource, deal, open_source, open_stream
 from trainers.config import DataConfig
 
 
@@ -499,12 +499,37 @@ def test_the_text_of_real_planets_depends_on_seed_pass_and_sample_alone() -> Non
 
     whole, halves = batches(8, 0, 1), [batches(4, rank, 2) for rank in range(2)]
     for one, left, right in zip(whole, *halves, strict=True):
-        assert one.sample_ids == left.sample_ids + right.sample_ids and bool(one.present[:, TEXT].all())
-        for part, rows in ((left, slice(0, 4)), (right, slice(4, 8))):
+        assert sorted(one.sample_ids) == sorted(left.sample_ids + right.sample_ids)
+        assert bool(one.present[:, TEXT].all())
+        for part in (left, right):
+            rows = [one.sample_ids.index(i) for i in part.sample_ids]
             length = part.text.token_ids.shape[1]
             assert torch.equal(one.text.token_ids[rows, :length] * part.text.attention_mask, part.text.token_ids)
         answer = tokenizer.decode(one.text.token_ids[0][one.text.label_ids[0] >= 0])
         assert len(answer) > 2
+
+
+def test_ranks_deal_real_texts_so_that_none_waits_long_for_another() -> None:
+    from models.configs import LanguageConfig
+    from models.language import load_tokenizer
+
+    tokenizer = load_tokenizer(LanguageConfig())
+    ranks = [BatchStream(built_dataset(), "train", 6, r, 4, tokenizer=tokenizer, max_tokens=256) for r in range(4)]
+    whole = BatchStream(built_dataset(), "train", 24, tokenizer=tokenizer, max_tokens=256)
+    for one, *parts in islice(zip(whole, *ranks, strict=False), 3):
+        assert sorted(one.sample_ids) == sorted(i for part in parts for i in part.sample_ids)
+        read = [int(p.text.attention_mask.sum() + TOKENS_BESIDE * p.visible.sum()) for p in parts]
+        slices = (one.text.attention_mask.sum(1) + TOKENS_BESIDE * one.visible.sum(1)).unflatten(0, (4, 6)).sum(1)
+        assert max(read) < 1.02 * sum(read) / 4 and max(read) < int(slices.max())
+
+
+def test_dealing_gives_equal_numbers_and_sums() -> None:
+    sizes = np.random.default_rng(0).integers(100, 200, 64).tolist()
+    dealt = deal(sizes, 4)
+    assert [len(places) for places in dealt] == [16] * 4 and sorted(sum(dealt, [])) == list(range(64))
+    sums = [sum(sizes[i] for i in places) for places in dealt]
+    assert max(sums) - min(sums) < 8 < max(s := [sum(sizes[i : i + 16]) for i in range(0, 64, 16)]) - min(s)
+    assert [len(places) for places in deal([1, 1, 1, 1, 1], 3)] == [2, 2, 1]
 
 
 def test_buckets_of_tokens_lessen_the_padding_of_real_texts() -> None:
