@@ -2,8 +2,9 @@
 
 The order of samples is a function of (seed, pass) alone. A step's global batch is the next `samples_per_rank * world`
 samples of that order, and rank r takes its r-th slice. Where texts are read in training, neighbouring ranks deal the
-samples of their slices out so that each reads about as many tokens: all wait for the longest. What is hidden from the fusion, and the phrasing of the text,
-are functions of (seed, pass, sample), so that two ranks see exactly what one process sees.
+samples of their slices out so that each reads about as many tokens, for all wait for the longest. What is hidden from
+the fusion, and the phrasing of the text, are functions of (seed, pass, sample), so that two ranks see exactly what one
+process sees.
 """
 
 from __future__ import annotations
@@ -337,7 +338,9 @@ class BatchStream:
         """Return this rank's samples of those of several ranks, each of which gets about as many tokens."""
         bad: list[BadSampleError] = []  # whose turn they are will meet them again
         written = self._write(found, bad)
-        tokens = [TOKENS_BESIDE * int(visible.sum()) + (len(told.token_ids) if told else 0) for told, visible in written]
+        tokens = [
+            TOKENS_BESIDE * int(visible.sum()) + (len(told.token_ids) if told else 0) for told, visible in written
+        ]
         mine = deal(tokens, ranks)[own]
         for place in mine:
             number, row = found[place]
