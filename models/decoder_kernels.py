@@ -1,4 +1,4 @@
-"""Norm, gated product and rotary turn of a decoder layer with their gradients: Triton on a GPU, torch elsewhere.
+"""Norm, gated product, rotary turn and cross-entropy of a decoder, with gradients: Triton on a GPU, torch elsewhere.
 
 No gradient of a norm's weight is computed: the base is frozen. Over meta tensors (trainers/dry_run.py) nothing is made
 but what the kernels make.
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -122,6 +122,21 @@ def rotate_backward(
         _turn(source.unflatten(2, (2, -1)), target.unflatten(2, (2, -1)), rotary.cos, -rotary.sin)
     of_v.copy_(grad_v)
     return out
+
+
+def cross_entropy_(logits: Float[Tensor, "n V"], labels: Int[Tensor, " n"], slope: bool) -> Float[Tensor, " n"]:
+    """Return what each label costs in nats (float32); with `slope` write the gradient in the place of the logits."""
+    if logits.is_cuda:
+        from models import triton_kernels
+
+        return triton_kernels.cross_entropy_(logits, labels, slope)
+    if logits.is_meta:
+        return logits.new_empty(len(labels), dtype=torch.float32)
+    logs = F.log_softmax(logits, dim=1, dtype=torch.float32)
+    nats = -logs.gather(1, labels[:, None])[:, 0]
+    if slope:
+        logits.copy_(logs.exp_().scatter_add_(1, labels[:, None], -logs.new_ones(len(labels), 1)))
+    return nats
 
 
 def _turn(source: Tensor, target: Tensor, cos: Tensor, sin: Tensor) -> None:

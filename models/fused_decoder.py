@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -448,13 +447,11 @@ class _Nats(Function):
         wanted = ctx.needs_input_grad[0]
         nats, slopes = [], []
         for states, label in zip(hidden.split(_HEAD_TOKENS), labels.split(_HEAD_TOKENS), strict=True):
-            logs = F.log_softmax(states @ head.weight.t(), dim=1, dtype=torch.float32)
-            nats.append(-logs.gather(1, label[:, None])[:, 0])
+            logits = states @ head.weight.t()
+            nats.append(kernels.cross_entropy_(logits, label, slope=wanted))
             if wanted:
-                slope = logs.exp_().scatter_add_(1, label[:, None], -logs.new_ones(len(label), 1))
-                slopes.append(slope.to(states.dtype) @ head.weight)
-                del slope
-            del logs  # or it would live until the next ones are there
+                slopes.append(logits @ head.weight)
+            del logits  # or it would live until the next ones are there
         ctx.save_for_backward(torch.cat(slopes) if slopes else hidden.new_empty(0))
         return torch.cat(nats) if nats else hidden.new_zeros(0, dtype=torch.float32)
 
@@ -612,7 +609,7 @@ class FusedDecoder(nn.Module):
         s = self.shape
         size = self.head.weight.element_size()
         layer = size * tokens * (s.inner + 5 * s.width)
-        head = size * tokens * 4 * s.width + _HEAD_TOKENS * s.vocabulary * (8 + size)
+        head = size * tokens * 4 * s.width + _HEAD_TOKENS * s.vocabulary * size
         gathered = 0
         if self.head.weight.numel() == 0:  # ZeRO-3 shares it out: this layer, the next one and the head are gathered
             whole = [*self.layers[0].parameters(), *self.layers[0].parameters(), self.head.weight]

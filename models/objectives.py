@@ -189,8 +189,6 @@ class UnifiedObjective(nn.Module):
         # The latent of a network must not carry the environment into the fusion where that is hidden.
         has_environment, shown = present[:, ENVIRONMENT_VECTOR], visible[:, ENVIRONMENT_VECTOR]
         graph = self.graph_vae(batch.graph, batch.environment, has_environment, seeds, shown)
-        if self.training:
-            self.graph_vae.remember(batch.graph, batch.environment, has_environment, seeds)
         latents = {
             "climate": climate.latent,
             "spectrum": spectrum.latent,
@@ -200,6 +198,8 @@ class UnifiedObjective(nn.Module):
         }
         beside_text = self.tokeniser(*(latents[m] for m in _BESIDE_TEXT))
         language = self._language(beside_text, visible, text)
+        if self.training:  # the host does not wait for it here: the device has the language model to do
+            self.graph_vae.remember(batch.graph, batch.environment, has_environment, seeds)
         latents["text"] = language.latent
         fused, by_text = self._fuse(beside_text, language.latent, visible, only_text(present))
         agreed = self.consistency(latents, fused.latent)

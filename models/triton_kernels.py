@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 _COLUMNS = 1024  # of one program of the gated product
+_WORDS = 4096  # of the vocabulary that a program of the cross-entropy reads at a time
 _SCALES = 64  # of the blocks of weights that one program dequantises
 
 
@@ -86,6 +87,31 @@ def _rotate(
     second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
     tl.store(target, first * cos - second * sin, mask=inside)
     tl.store(target + HALF, second * cos + first * sin, mask=inside)
+
+
+@triton.jit
+def _cross_entropy(x_ptr, label_ptr, nats_ptr, columns, SLOPE: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * columns
+    label = tl.load(label_ptr + row)
+    own = tl.load(x_ptr + label).to(tl.float32)
+    top = tl.full((BLOCK,), -1e30, tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, columns, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + column, mask=column < columns, other=-float("inf")).to(tl.float32)
+        higher = tl.maximum(top, x)
+        total = total * tl.exp(top - higher) + tl.exp(x - higher)
+        top = higher
+    highest = tl.max(top)
+    log_sum = highest + tl.log(tl.sum(total * tl.exp(top - highest)))
+    tl.store(nats_ptr + row, log_sum - own)
+    if SLOPE:
+        for first in range(0, columns, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            x = tl.load(x_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
+            slope = tl.exp(x - log_sum) - tl.where(column == label, 1.0, 0.0)
+            tl.store(x_ptr + column, slope, mask=column < columns)
 
 
 @triton.jit
@@ -171,6 +197,17 @@ def _launch(
         source, row, head, target, target_row, cos, sin, sign, heads,
         HALF=half, WIDTH=triton.next_power_of_2(half), HEADS=triton.next_power_of_2(heads), num_warps=8,
     )  # fmt: skip
+
+
+def cross_entropy_(logits: Tensor, labels: Tensor, slope: bool) -> Tensor:
+    """See decoder_kernels."""
+    assert logits.is_contiguous()
+    nats = torch.empty(len(labels), dtype=torch.float32, device=logits.device)
+    if len(labels):
+        _cross_entropy[(len(labels),)](
+            logits, labels, nats, logits.shape[1], SLOPE=slope, BLOCK=_WORDS, num_warps=_warps(_WORDS)
+        )
+    return nats
 
 
 def dequantise(codes: Tensor, scales: Tensor, levels: Tensor, numbers: Tensor, two_in_a_byte: bool) -> None:

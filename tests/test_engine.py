@@ -34,10 +34,19 @@ def test_the_learning_rate_warms_up_peaks_and_ends_at_its_share() -> None:
 def test_every_part_has_its_own_learning_rate_and_vectors_do_not_decay() -> None:
     settings = OptimConfig(lr=1e-3, climate_lr_factor=0.5, weight_decay=0.1)
     groups = optim.parameter_groups(build_objective("cnn", config("cnn", 1).model, CHEMISTRY), settings)
-    assert {g["part"]: g["lr"] for g in groups} == {"climate": 5e-4, "spectrum": 1e-3}
+    assert {part: g["lr"] for g in groups for part in g["parts"]} == {"climate": 5e-4, "spectrum": 1e-3}
     for group in groups:
         dims = {p.dim() > 1 for p in group["params"]}
         assert dims == {group["weight_decay"] > 0}
+
+
+def test_parts_of_one_learning_rate_share_their_groups() -> None:
+    settings = OptimConfig(lr=1e-3, lr_warmup_steps=2, weight_decay=0.1)
+    objective = build_objective("cnn", config("cnn", 1).model, CHEMISTRY)
+    groups = optim.parameter_groups(objective, settings)
+    assert [(g["parts"], g["weight_decay"]) for g in groups] == [(("climate", "spectrum"), d) for d in (0.1, 0.0)]
+    assert sum(len(g["params"]) for g in groups) == len(list(objective.parameters()))
+    assert optim.set_lr(optim.adamw(groups, settings, False), 0, 10, settings) == {"climate": 5e-4, "spectrum": 5e-4}
 
 
 def test_training_on_the_same_batch_lowers_its_loss() -> None:
@@ -92,7 +101,7 @@ def test_a_state_before_the_first_step_has_no_moments() -> None:
 def test_a_parameter_without_a_gradient_decays_as_it_does_in_zero3() -> None:
     engine = engine_of("cnn", 1, "local")
     unused = nn.Parameter(torch.ones(2, 2))
-    engine.optimizer.add_param_group({"params": [unused], "lr": 0.1, "weight_decay": 0.5, "part": "fusion"})
+    engine.optimizer.add_param_group({"params": [unused], "lr": 0.1, "weight_decay": 0.5, "parts": ("fusion",)})
     engine._trained["unused"] = unused
     engine.train_step(next(batches(0, 1)))
     assert unused[0, 0].item() < 1.0

@@ -21,6 +21,7 @@ from models.peft_decoder import PeftDecoder
 
 LENGTHS = (5, 3, 1)
 TOKENS = sum(LENGTHS)
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="Triton kernels need a GPU")
 
 
 def llama(**changes: object) -> LlamaForCausalLM:
@@ -221,6 +222,23 @@ def test_words_beyond_the_first_chunk_of_the_head_cost_the_same(monkeypatch: pyt
     torch.testing.assert_close(chunked, whole)
     for name, gradient in adapter_gradients(fused).items():
         torch.testing.assert_close(gradient, gradients[name])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+@pytest.mark.parametrize(("dtype", "words"), [(torch.float32, 1000), (torch.bfloat16, 5001)])
+def test_the_cross_entropy_leaves_its_gradient_in_the_logits(device: str, dtype: torch.dtype, words: int) -> None:
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(5, words, device=device)).to(dtype)
+    labels = torch.tensor([0, 1, words // 2, words - 1, 7], device=device)
+    wide = logits.detach().clone().float().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(wide, labels, reduction="none")
+    expected.sum().backward()
+    untouched = logits.clone()
+    torch.testing.assert_close(decoder_kernels.cross_entropy_(logits, labels, slope=False), expected.detach())
+    assert torch.equal(logits, untouched)
+    torch.testing.assert_close(decoder_kernels.cross_entropy_(logits, labels, slope=True), expected.detach())
+    assert wide.grad is not None
+    torch.testing.assert_close(logits, wide.grad.to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
 
 
 def test_the_gradients_of_the_kernels_are_those_of_torch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -33,6 +34,23 @@ class _Copied(NamedTuple):
     place: dict[str, Any]
 
 
+class Pause:
+    """How long after a batch was taken the next one is begun: half of the last step, not at all after a wait for it.
+
+    While a step begins the device waits for the host, and threads that write texts hold the lock of the interpreter;
+    in its middle the host waits for the device (CHANGELOG.md has the figures).
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._taken: float | None = None
+
+    def take(self, now: float, waited: bool) -> None:
+        """Note that a batch was taken at a time in seconds, and whether it had to be waited for."""
+        self.seconds = 0.0 if waited or self._taken is None else (now - self._taken) / 2
+        self._taken = now
+
+
 class OnDevice:
     """The batches of a stream on a GPU, one ahead; on a CPU the stream itself.
 
@@ -54,10 +72,19 @@ class OnDevice:
             return
         ready: queue.SimpleQueue[_Copied | BaseException | None] = queue.SimpleQueue()
         room, stop = threading.Semaphore(1), threading.Event()  # one batch ahead, made when the one before is taken
-        thread = threading.Thread(target=self._copy, args=(ready, room, stop), name="copies", daemon=True)
+        hurry, pause = threading.Event(), Pause()
+        arguments = (ready, room, stop, hurry, pause)
+        thread = threading.Thread(target=self._copy, args=arguments, name="copies", daemon=True)
         thread.start()
         try:
-            while (item := ready.get()) is not None:
+            while True:
+                waited = ready.empty()
+                if waited:
+                    hurry.set()
+                item = ready.get()
+                hurry.clear()
+                if item is None:
+                    return
                 if isinstance(item, BaseException):
                     raise item
                 now = torch.cuda.current_stream(self._device)
@@ -65,19 +92,25 @@ class OnDevice:
                 for tensor in tensors_of(item.batch):
                     tensor.record_stream(now)  # its memory must not go to the next copy while a kernel reads it
                 self._place = item.place
+                pause.take(time.monotonic(), waited)
                 room.release()
                 yield item.batch
         finally:
             stop.set()
+            hurry.set()
             room.release()
             thread.join()
 
-    def _copy(self, ready: queue.SimpleQueue[Any], room: threading.Semaphore, stop: threading.Event) -> None:
+    def _copy(
+        self, ready: queue.SimpleQueue[Any], room: threading.Semaphore, stop: threading.Event, hurry: threading.Event,
+        pause: Pause,
+    ) -> None:  # fmt: skip
         side = torch.cuda.Stream(self._device)
         try:
             with torch.cuda.device(self._device), torch.cuda.stream(side):
                 for batch in self._stream:
                     room.acquire()
+                    hurry.wait(pause.seconds)
                     if stop.is_set():
                         return
                     copied = batch.pin_memory().to(self._device)
