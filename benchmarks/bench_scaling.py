@@ -33,7 +33,7 @@ PARITY = "parity"
 SIZES = {"1b": "1b", "13b": "13b", "small": "tiny"}
 PASSED_ON = (
     "counted", "calls", "model", "profile", "frozen_base", "sharing", "gathers", "gathered_bytes_at_most_by_model",
-    "links", "built_s", "allocated_after_build_gib", "fetched_by", "unit_bytes",
+    "links", "built_s", "allocated_after_build_gib", "fetched_by", "unit_bytes", "units_that_stay",
     "gaps_s", "slowed_by_fetches",
 )  # fmt: skip
 NCCL = ("NCCL_NVLS_ENABLE", "NCCL_ALGO", "NCCL_PROTO", "NCCL_P2P_DISABLE")

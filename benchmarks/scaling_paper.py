@@ -38,7 +38,7 @@ def foretell_row(timeline: Mapping[str, Any], found: Mapping[str, Any], gpus: in
     return foretell(
         walk_of(timeline), timeline["gaps_s"], sharing, timeline["groups"], links_of(found["links"], gpus),
         others=others, slowest=slowest, unit_bytes=found.get("unit_bytes", ()),
-        slowed=found.get("slowed_by_fetches", 0.0),
+        slowed=found.get("slowed_by_fetches", 0.0), stay=found.get("units_that_stay", ()),
     )  # fmt: skip
 
 

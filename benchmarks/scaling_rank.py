@@ -35,7 +35,7 @@ from trainers import checkpoint, frozen
 from trainers.communication import Ledger, Walk, counted, gathered_bytes_at_most, of_micro_batch
 from trainers.config import RunConfig
 from trainers.engine import DeepSpeedEngine, finish, start, tokens_of
-from trainers.frozen import FrozenShares
+from trainers.frozen import Division, FrozenShares
 from trainers.inputs import OnDevice
 from trainers.tracing import idle_ms
 
@@ -221,6 +221,7 @@ def walked(training: Training, config: RunConfig, batch: Batch, world: int, devi
     gaps = [a.elapsed_time(b) / 1e3 if on_gpu else b - a for a, b in zip(marks, marks[1:], strict=False)]
     sharing = sharing_of(config, world)
     gathers = [t for t in of_micro_batch(found, sharing) if t.operation == "all_gather"]
+    division: Division | None = getattr(training.decoder, "frozen_division", None)
     return {
         "_walk": found,
         "timeline": {
@@ -230,7 +231,8 @@ def walked(training: Training, config: RunConfig, batch: Batch, world: int, devi
         "gaps_s": [round(g, 5) for g in gaps],
         "sharing": sharing._asdict(),
         "gathers": len(gathers),
-        "unit_bytes": training.frozen.unit_bytes() if training.frozen else [],
+        "unit_bytes": division.bytes if division else [],
+        "units_that_stay": division.stay if division else [],
         "gathered_bytes_at_most_by_model": gathered_bytes_at_most(found, sharing),
     }  # fmt: skip
 

@@ -7,7 +7,7 @@ done and a module waits for what it reads. What is gathered and when is trainers
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from trainers.communication import (
     of_frozen,
     of_micro_batch,
 )
-from trainers.frozen import BUFFERS
+from trainers.frozen import BESIDE, BUFFERS, staying
 
 AHEAD = 2  # fetches that the host may run ahead of the GPU: DeepSpeed 0.19.8 waits for the third
 FETCH = "frozen"  # of a unit by trainers/frozen.py
@@ -72,7 +72,7 @@ def fit(measured: Sequence[tuple[str, int, float]], world: int) -> Link:
 def foretell(
     walked: Walk, gaps_s: Sequence[float], sharing: Sharing, groups: int, links: Mapping[str, Link], *,
     others: Mapping[str, int] | None = None, slowest: float = 1.0, gather_share: float = 1.0,
-    unit_bytes: Sequence[int] = (), slowed: float = 0.0,
+    unit_bytes: Sequence[int] = (), slowed: float = 0.0, stay: Collection[int] = (),
 ) -> Foretold:  # fmt: skip
     """Return the time of a step.
 
@@ -88,6 +88,7 @@ def foretell(
         gather_share: Bytes of a gather over those of the model (quantised weights).
         unit_bytes: What a fetch of each unit of frozen weights brings; its link is called FETCH.
         slowed: Time that computation loses beside a fetch, over the time of the fetch: both use the same memory.
+        stay: Units that are whole on every rank.
     """
     world = sharing.world
 
@@ -100,7 +101,7 @@ def foretell(
     for transfer in of_micro_batch(walked, sharing):
         at.setdefault(transfer.at, []).append(transfer)
     fetches: dict[int, list[Transfer]] = {}
-    for transfer in of_frozen(walked, unit_bytes if world > 1 else (), FETCH):
+    for transfer in of_frozen(walked, unit_bytes if world > 1 else (), FETCH, stay):
         fetches.setdefault(transfer.at, []).append(transfer)
     arrived: dict[int, float] = {}  # of units
     clock = free = moved = copier = lost = 0.0
@@ -191,7 +192,8 @@ def on_paper(
     slowest = 1 + spread * largest_of(gpus)
     wide = {operation: between_nodes(link, gpus) for operation, link in links.items()}
     frozen = sum(p.numbers * p.number_bytes for p in walked.pieces if not p.trained) + sum(unit_bytes)
-    buffers = BUFFERS * max(unit_bytes, default=0)
+    stay = staying(unit_bytes, gpus, BESIDE) if unit_bytes else ()
+    beyond = BUFFERS * max(unit_bytes, default=0) + sum(unit_bytes[unit] for unit in stay) * (1 - 1 / gpus)
     found = []
     for setting, secondary, quantised in (("ZeRO-3", 0, 1.0), ("hpZ", GPUS_A_NODE, 1.0), ("qwZ", 0, QUANTISED)):
         # The frozen base never changes, so its second partition inside a node stays valid: its gathers stay there.
@@ -201,9 +203,9 @@ def on_paper(
         used = dict(wide) | {FETCH: wide["all_gather"]} | (inside if secondary else {})
         told = foretell(
             walked, gaps_s, shared, groups, used, others=others, slowest=slowest, gather_share=quantised,
-            unit_bytes=unit_bytes, slowed=slowed,
+            unit_bytes=unit_bytes, slowed=slowed, stay=stay,
         )  # fmt: skip
         held = frozen / gpus + (frozen / secondary if secondary else 0) + gathered_bytes_at_most(walked, shared)
-        held += buffers
+        held += beyond
         found.append(Choice(gpus, setting, told.step_s, one / told.step_s, held / 2**30))
     return found

@@ -116,10 +116,10 @@ def test_a_walk_of_units_foretells_the_fetches_of_a_step() -> None:
 SHAPE = DecoderShape(width=32, inner=48, layers=3, heads=4, kv_heads=2, head_width=8, vocabulary=40)
 
 
-def decoder(tied: bool = False) -> FusedDecoder:
+def decoder(tied: bool = False, layers: int = 3) -> FusedDecoder:
     """Return a tiny decoder with random weights."""
     torch.manual_seed(0)
-    shape = DecoderShape(**{**SHAPE.__dict__, "tied": tied})
+    shape = DecoderShape(**{**SHAPE.__dict__, "tied": tied, "layers": layers})
     made = FusedDecoder(shape, rank=2, alpha=4.0, targets=("q_proj", "down_proj"), frequencies=torch.ones(4))
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -163,12 +163,50 @@ def test_frozen_weights_still_count_among_those_that_a_token_passes(
 def test_the_estimate_knows_what_a_rank_keeps_and_its_buffers(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     ranks(monkeypatch, 2)
     made = decoder(tied)
-    kept, buffers = frozen.standing(made, 2, whole=100)
+    kept, buffers = frozen.standing(made, 2, whole=100, beside=0)
     norms = sum(p.numel() * 4 for n, p in made.named_parameters() if "norm" in n)
     shares = frozen.share_out(made, CPU, "gathers")
     assert shares is not None and buffers == shares.buffer_bytes
     assert kept == shares.kept_bytes + norms
     assert len(shares.units) == (4 if tied else 5)
+
+
+def test_layers_stay_whole_where_the_limit_leaves_room_beside_the_buffers() -> None:
+    table, layer = 503_316_480, 634_388_480  # bytes at 13 B
+    sizes = [table, *[layer] * 40, table]
+    for gpus, layers in ((2, 5), (4, 3), (8, 3), (1024, 2)):
+        stay = frozen.staying(sizes, gpus, frozen.BESIDE)
+        assert stay == tuple(range(1, 1 + layers))
+        held = frozen.BUFFERS * layer + sum(sizes) / gpus + (1 - 1 / gpus) * layer * layers
+        assert held <= 2 * (sum(sizes) / 2) / gpus + 3e9 < held + layer
+    assert frozen.staying([9, 9, 9], 3, 18) == (0, 1, 2)
+    assert frozen.staying([9, 9, 9], 3, 17) == ()
+
+
+@pytest.mark.parametrize(("beside", "fetched"), [(0, 10), (80_000, 9), (10**9, 0)])
+def test_units_that_stay_are_whole_and_not_fetched(beside: int, fetched: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks(monkeypatch, 2)
+    made = decoder(layers=8)
+    _, buffers = frozen.standing(made, 2, whole=100, beside=beside)
+    shares = frozen.share_out(made, CPU, "gathers", beside)
+    assert (len(shares.units) if shares else 0) == fetched
+    stay = made.__dict__["frozen_division"].stay
+    whole = [u for u, modules in enumerate(made.__dict__["frozen_units"]) if all(
+        t.numel() for m in modules for t in vars(m).values() if isinstance(t, Tensor) and t.dtype == torch.float32
+    )]  # fmt: skip
+    assert set(stay) <= set(whole) and len(stay) == 10 - fetched
+    assert buffers == (shares.buffer_bytes if shares else 0)
+
+
+def test_a_walk_foretells_no_fetch_of_units_that_stay() -> None:
+    modules = [nn.Linear(2, 2, bias=False).requires_grad_(False) for _ in range(LAYERS)]
+    root = nn.Sequential(*modules)
+    walked = c.walk(root, [root], lambda: root(torch.ones(1, 2, requires_grad=True)).sum().backward(), None,
+                    [[m] for m in modules])  # fmt: skip
+    sizes = [3, 5, 7, 11, 13]
+    found = c.of_frozen(walked, sizes, stay=(1,))
+    assert {u for t in found for u in t.parameters} == {0, 2, 3, 4}
+    assert sum(t.bytes for t in found) == c.of_frozen_step([3, 7, 11, 13])
 
 
 def test_deepspeed_keeps_frozen_parameters_that_are_to_lie_elsewhere_or_in_fewer_bits() -> None:

@@ -11,7 +11,7 @@ import functools
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -486,21 +486,26 @@ def _by_size(wanted: Sequence[int], pieces: Sequence[Piece]) -> list[tuple[int, 
 # --- frozen weights in shares of their own ---------------------------------------------------------------------------
 
 
-def of_frozen(walked: Walk, unit_bytes: Sequence[int], operation: str = "all_gather") -> list[Transfer]:
+def of_frozen(
+    walked: Walk, unit_bytes: Sequence[int], operation: str = "all_gather", stay: Collection[int] = ()
+) -> list[Transfer]:
     """Return the fetches of a micro-batch after the first in their order; `parameters` holds the unit.
 
     Args:
         walked: What a micro-batch meets, its units included.
         unit_bytes: What a fetch of each unit brings; none on one rank.
         operation: What a fetch is called.
+        stay: Units that are whole on every rank.
     """
-    holding = frozen.Holding(len(unit_bytes))
+    units = [unit for unit in range(len(unit_bytes)) if unit not in stay]
+    place_of = {unit: place for place, unit in enumerate(units)}
+    holding = frozen.Holding(len(units))
     found: list[Transfer] = []
     for _ in range(2):  # the first pass begins with nothing
         found = []
         for place, event in enumerate(walked.events):
-            if event.unit >= 0 and event.begins and unit_bytes:
-                fetched = [unit for unit, _ in holding.use(event.unit)]
+            if event.unit in place_of and event.begins:
+                fetched = [units[unit] for unit, _ in holding.use(place_of[event.unit])]
                 found += [Transfer(operation, place, unit_bytes[unit], (unit,)) for unit in fetched]
     return found
 
@@ -542,14 +547,15 @@ def of_metrics(terms: int, accumulation: int = 1) -> dict[str, int]:
     return {"all_reduce": accumulation * 4 * (2 * terms + 1) + 8}
 
 
-def of_exemplars(samples: int, edges: int) -> dict[str, int]:
+def of_exemplars(samples: int, edges: int, features: int) -> dict[str, int]:
     """Return the bytes with which the networks of all ranks become exemplars (models/exemplars.py), a micro-batch.
 
     Args:
         samples: Of all ranks together.
-        edges: Known reactions: a byte each, beside two integers a network.
+        edges: That are known: a byte each, beside two integers and a byte a network.
+        features: Numbers in float32 that describe an environment.
     """
-    return {"all_gather": samples * (edges + 8 + 8)}
+    return {"all_gather": samples * (edges + 4 * features + 8 + 8 + 1)}
 
 
 def of_contrast(samples: int, modalities: int, width: int) -> dict[str, int]:
