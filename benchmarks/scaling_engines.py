@@ -173,7 +173,8 @@ def _among_ranks(objective: UnifiedObjective, config: RunConfig, batch: Batch, w
     if world == 1:
         return {}
     codes = of_contrast(samples * world, modalities, config.model.fusion.contrast_dim)
-    return _added(codes, of_exemplars(samples * world, objective.graph_vae.exemplars.edges.shape[1]))
+    queue = objective.graph_vae.exemplars
+    return _added(codes, of_exemplars(samples * world, queue.edges.shape[1], queue.features.shape[1]))
 
 
 def _added(*tables: dict[str, int]) -> dict[str, int]:

@@ -21,7 +21,23 @@ from models.graph_layers import GraphTransformer
 
 TYPES = len(EDGE_TYPES)
 SUPPLIED, END_PRODUCT = NODE_FEATURES.index("supplied"), NODE_FEATURES.index("end_product")
+ENVIRONMENT_FEATURES = len(ENVIRONMENT) + len(ORGANICS)
 _ORGANICS = slice(ENVIRONMENT_NAMES.index(ORGANICS[0]), len(ENVIRONMENT_NAMES))
+
+
+def environment_features(
+    environment: Float[Tensor, "B V"], shift: Float[Tensor, "B V"] | None = None
+) -> Float[Tensor, "B F"]:
+    """Return what is read of an environment in physical units, in float32; `shift` moves its standardised numbers.
+
+    Beside the standardised numbers these are how far each organic lies below the most concentrated one, since microbes
+    use the best supplied carbon source first (Monod's diauxie).
+    """
+    numbers = standardise(torch.nan_to_num(environment.float()), ENVIRONMENT)
+    numbers = numbers if shift is None else numbers + shift
+    organics = numbers[:, _ORGANICS]
+    below_best = organics - organics.amax(1, keepdim=True)
+    return 2.0 * torch.cat([numbers.clamp(-2.0, 2.0), below_best.clamp(min=-2.0)], dim=1)
 
 
 class EnvironmentEncoder(nn.Module):
@@ -31,28 +47,11 @@ class EnvironmentEncoder(nn.Module):
         super().__init__()
         self.null = nn.Parameter(torch.randn(width) * 0.1)
         self.net = nn.Sequential(
-            nn.Linear(len(ENVIRONMENT) + len(ORGANICS), 2 * width),
-            nn.GELU(),
-            nn.Linear(2 * width, width),
-            nn.LayerNorm(width),
+            nn.Linear(ENVIRONMENT_FEATURES, 2 * width), nn.GELU(), nn.Linear(2 * width, width), nn.LayerNorm(width)
         )
 
-    def forward(
-        self,
-        environment: Float[Tensor, "B V"],
-        present: Bool[Tensor, " B"],
-        shift: Float[Tensor, "B V"] | None = None,
-    ) -> Float[Tensor, "B D"]:
-        """Return the embedding; `environment` is in physical units and `shift` moves its standardised numbers.
-
-        Beside the standardised numbers the network reads how far each organic lies below the most concentrated one (in
-        decades), since microbes use the best supplied carbon source first (Monod's diauxie).
-        """
-        numbers = standardise(torch.nan_to_num(environment.float()), ENVIRONMENT)
-        numbers = numbers if shift is None else numbers + shift
-        organics = numbers[:, _ORGANICS]
-        below_best = organics - organics.amax(1, keepdim=True)
-        features = 2.0 * torch.cat([numbers.clamp(-2.0, 2.0), below_best.clamp(min=-2.0)], dim=1)
+    def forward(self, features: Float[Tensor, "B F"], present: Bool[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """Return the embedding of `environment_features`."""
         return torch.where(present[:, None], self.net(features.to(self.null.dtype)), self.null)
 
 

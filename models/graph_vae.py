@@ -14,8 +14,14 @@ from data_pipeline.errors import InputError
 from models import edge_set, noise
 from models.biochemistry import COMPOSITION, Chemistry
 from models.configs import GraphVAEConfig
-from models.exemplars import Exemplars, digest, draw
-from models.graph_encoder import EnvironmentEncoder, GraphEncoder, scaled_composition
+from models.exemplars import Exemplars, Surroundings, digest, draw
+from models.graph_encoder import (
+    ENVIRONMENT_FEATURES,
+    EnvironmentEncoder,
+    GraphEncoder,
+    environment_features,
+    scaled_composition,
+)
 from models.losses import Term
 from models.masking import hidden_share
 
@@ -95,7 +101,7 @@ class GraphVAE(nn.Module):
         self.encoder = GraphEncoder(width, config.heads, config.encoder_layers, config.latent_dim)
         self.recon = nn.Linear(config.latent_dim, len(pairs))
         self.surroundings = EnvironmentEncoder(width)
-        self.exemplars = Exemplars(len(pairs), width, config.exemplars, config.forget)
+        self.exemplars = Exemplars(pairs, metabolites, ENVIRONMENT_FEATURES, width, config.exemplars, config.forget)
         self.decoder = edge_set.EdgeSetDecoder(len(pairs), config.decoder_width, config.decoder_layers, width)
 
     def forward(
@@ -128,7 +134,7 @@ class GraphVAE(nn.Module):
         """Return the latent that the fusion reads; an environment that is not visible has no part in it."""
         index = graph.metabolite_index
         identity = self.identity(index) + self.read_composition(self.composition[index])
-        latent = self.encoder(graph, identity, self.environment_encoder(environment, visible))
+        latent = self.encoder(graph, identity, self.environment_encoder(environment_features(environment), visible))
         return latent * graph.mask.any(1, keepdim=True)
 
     def edges(self, graph: GraphBatch) -> Bool[Tensor, "B E"]:
@@ -157,16 +163,16 @@ class GraphVAE(nn.Module):
         if self.training:
             shift = noise.normal(seed, SHIFT, torch.arange(environment.shape[1], device=seed.device)[None])
             shift = self.config.environment_shift * shift
-        surroundings = self.surroundings(environment, present, shift)
-        origin = self.origin(edges, environment, present)
-        told = self.exemplars.posterior(edges, surroundings, origin, seed, EXEMPLAR)
+        lived = self.lived(edges, environment, present, shift)
+        told = self.exemplars.posterior(edges, lived, seed, EXEMPLAR)
         exemplar = self.exemplars.embed(told.row, told.usable, seed if self.training else None, FORGET)
         draws = torch.arange(self.config.draws, device=seed.device)[:, None]
         place = draws * _DRAW_STRIDE + torch.arange(edges.shape[1], device=seed.device)
         share = hidden_share(seed, SHARE, draws[None], self.config.all_hidden if all_hidden is None else all_hidden)
         hidden = noise.uniform(seed, HIDE, place[None]) < share
         state = torch.where(hidden, edge_set.HIDDEN, edges.long()[:, None])
-        return Decoded(self.decoder(state, surroundings + exemplar).float(), hidden / share, told.kl_nats)
+        condition = self.surroundings(lived.features, present) + exemplar
+        return Decoded(self.decoder(state, condition).float(), hidden / share, told.kl_nats)
 
     def remember(
         self,
@@ -177,13 +183,18 @@ class GraphVAE(nn.Module):
     ) -> None:
         """Keep the networks of a training batch as exemplars; every rank must call it, outside of recorded graphs."""
         edges = self.edges(graph)
-        self.exemplars.remember(edges, self.origin(edges, environment, present), seed)
+        self.exemplars.remember(edges, self.lived(edges, environment, present), seed)
 
-    def origin(
-        self, edges: Bool[Tensor, "B E"], environment: Float[Tensor, "B V"], present: Bool[Tensor, " B"]
-    ) -> Int[Tensor, " B"]:
-        """Return a digest of the environment; of the network itself where there is none."""
-        return torch.where(present, digest(environment), digest(edges.float()))
+    def lived(
+        self,
+        edges: Bool[Tensor, "B E"],
+        environment: Float[Tensor, "B V"],
+        present: Bool[Tensor, " B"],
+        shift: Float[Tensor, "B V"] | None = None,
+    ) -> Surroundings:
+        """Return where networks live; the shift does not change the digest."""
+        origin = torch.where(present, digest(environment), digest(edges.float()))
+        return Surroundings(environment_features(environment, shift), present, origin)
 
     @torch.no_grad()
     def generate(
@@ -240,10 +251,10 @@ class GraphVAE(nn.Module):
         self, environment: Tensor, present: Tensor, seed: Tensor, stream: int, temperature: float = 1.0
     ) -> Float[Tensor, "B D"]:
         """Return what the decoder is told: the environment and an exemplar drawn for it."""
-        surroundings = self.surroundings(environment, present)
-        shares, usable = self.exemplars.log_shares(surroundings)
+        asked = Surroundings(environment_features(environment), present, torch.zeros_like(seed))
+        shares, usable = self.exemplars.log_shares(asked)
         row = draw(torch.log_softmax(shares / temperature, dim=1), seed, stream)
-        return surroundings + self.exemplars.embed(row, usable.any(1))
+        return self.surroundings(asked.features, present) + self.exemplars.embed(row, usable.any(1))
 
     def _assemble(self, chosen: Tensor, probability: Tensor, std: Tensor) -> GeneratedGraphs:
         """Turn sets of edges into networks whose nodes are the metabolites that the edges join."""

@@ -94,15 +94,16 @@ def assert_terms_close(a: dict[str, Term], b: dict[str, Term]) -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> GraphVAE:
-    """A few seconds of training on the three networks."""
+    """A few seconds of training on the three networks, each in environments of three temperatures."""
     vae = model()
     optimiser = torch.optim.AdamW(vae.parameters(), lr=4e-3)
     networks = [0, 1, 2] * 6
+    graph, environment, everywhere = batch_of(networks), environments(networks), torch.ones(18, dtype=torch.bool)
+    environment[:, 0] += torch.arange(18) // 6
     for step in range(250):
-        seeds = [100 * step + b for b in range(18)]
-        terms = terms_of(run(vae, networks, seeds=seeds), networks)
-        everywhere = torch.ones(18, dtype=torch.bool)
-        vae.remember(batch_of(networks), environments(networks), everywhere, torch.tensor(seeds))
+        seeds = 100 * step + torch.arange(18)
+        terms = graph_terms(vae(graph, environment, everywhere, seeds), graph, everywhere)
+        vae.remember(graph, environment, everywhere, seeds)
         loss = sum((term.total / term.items for term in terms.values()), torch.zeros(()))
         optimiser.zero_grad()
         loss.backward()
