@@ -62,6 +62,7 @@ class Load(NamedTuple):
     length: int = 2048
     warmup: int = 3
     steps: int = 6
+    lr: float = LR
 
     @property
     def tokens(self) -> int:
@@ -212,8 +213,8 @@ def ours(load: Load, engine: str = "deepspeed", dtype: torch.dtype = torch.bfloa
         loss_weights={"text/ce": 1.0},
         data=DataConfig(samples_per_rank=load.rows),
         optim=OptimConfig(
-            lr=LR, lr_warmup_steps=0, final_lr_share=1.0, weight_decay=WEIGHT_DECAY, beta1=BETAS[0], beta2=BETAS[1],
-            clip_norm=CLIP_NORM,
+            lr=load.lr, lr_warmup_steps=0, final_lr_share=1.0, weight_decay=WEIGHT_DECAY, beta1=BETAS[0],
+            beta2=BETAS[1], clip_norm=CLIP_NORM,
         ),
         train=TrainConfig(part="llm", engine=engine, accumulation=load.micro_batches),  # type: ignore[arg-type]
     )  # fmt: skip
@@ -275,6 +276,7 @@ def measure(load: Load, step: Callable[[int], float], started: float) -> dict[st
         "peak_reserved_gib": torch.cuda.max_memory_reserved() / gib if on_gpu else 0.0,
         "losses": [round(x, 5) for x in losses],
         "words_crc32": zlib.crc32(_text()),
+        "lr": load.lr,
         "built_s": round(built_s, 1),
     }
 
@@ -311,11 +313,12 @@ def loss_gap(rows: Sequence[Mapping[str, Any]], row: str, other: str) -> dict[st
         other: Name of the other, whose losses are the measure.
 
     Raises:
-        ValueError: They trained on other words, since the sources that the words come from changed in between.
+        ValueError: They trained on other words (the sources that these come from changed) or with another rate.
     """
     one, against = ([r for r in rows if r["row"] == name and "losses" in r][-1] for name in (row, other))
-    if one.get("words_crc32") != against.get("words_crc32"):
-        raise ValueError(f"words_crc32 of {row} and {other} differ: run both on the same sources")
+    for fact in ("words_crc32", "lr"):
+        if one.get(fact) != against.get(fact):
+            raise ValueError(f"{fact} of {row} and {other} differ: run both in the same way on the same sources")
     mine, theirs = one["losses"], against["losses"]
     gaps = [abs(a / b - 1) for a, b in zip(mine, theirs, strict=False)]
     worst = max(range(len(gaps)), key=gaps.__getitem__)

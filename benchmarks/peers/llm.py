@@ -12,7 +12,6 @@ from benchmarks.llm import (
     BETAS,
     CLIP_NORM,
     LORA,
-    LR,
     ROPE_BASE,
     SHAPES,
     WEIGHT_DECAY,
@@ -99,7 +98,7 @@ def plain_loop(
     model = build(load, liger, fused_head=liger, small_adapters=small_adapters).train()
     if checkpointing:
         checkpointed(model)
-    optimizer = torch.optim.AdamW(trained(model), lr=LR, betas=BETAS, fused=torch.cuda.is_available())
+    optimizer = torch.optim.AdamW(trained(model), lr=load.lr, betas=BETAS, fused=torch.cuda.is_available())
     parameters = [p for p in model.parameters() if p.requires_grad]
     norms: list[float] = []
 
@@ -167,7 +166,7 @@ def zero3(
     }
     if zero_init:
         deepspeed.zero.Init(module=model, config_dict_or_path=table)
-    optimizer = torch.optim.AdamW(trained(model), lr=LR, betas=BETAS, fused=torch.cuda.is_available())
+    optimizer = torch.optim.AdamW(trained(model), lr=load.lr, betas=BETAS, fused=torch.cuda.is_available())
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=table, dist_init_required=False)
 
     def step(i: int) -> float:
