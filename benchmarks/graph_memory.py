@@ -25,7 +25,7 @@ from data_pipeline.variables import ENVIRONMENT, NODE_FEATURES
 from models.biochemistry import Chemistry
 from models.configs import GraphVAEConfig
 from models.graph_vae import GraphVAE, graph_terms
-from models.unnamed_graphs import GrowthDecoder, draw_node, growth_nats, growth_order, ordered, patch_at
+from models.unnamed_graphs import PAIRS, GrowthDecoder, draw, growth_nats, growth_order, ordered, patch_at
 
 SIZES = (50, 100, 200, 500)
 DEGREE = 3.0  # edges a node
@@ -110,7 +110,7 @@ def graph_vae(nodes: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
 
 def unnamed(nodes: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Return a step of the growing graphs on the last node of one graph, and the draw of its last node."""
+    """Return a step of the growing graphs on the last node of one graph, and a round of drawing it."""
     adjacency = torch.from_numpy(random_graph(nodes))[None]
     label, mask = torch.zeros(1, nodes, dtype=torch.long), torch.ones(1, nodes, dtype=torch.bool)
     seed, size, newest = torch.zeros(1, dtype=torch.long), torch.tensor([nodes]), torch.tensor([nodes - 1])
@@ -123,11 +123,11 @@ def unnamed(nodes: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
     def train() -> None:
         torch.stack(growth_nats(model, patch, label, state[:, -1], nothing)).sum().backward()
 
-    def draw() -> None:
+    def draw_pairs() -> None:
         with torch.no_grad():
-            draw_node(model, patch, nothing, seed, torch.zeros(1), ROUNDS)
+            draw(model, patch, torch.full((1,), PAIRS), nothing, seed, torch.zeros(1), ROUNDS)
 
-    return train, draw
+    return train, draw_pairs
 
 
 def _peak_mib() -> float:

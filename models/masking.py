@@ -23,13 +23,17 @@ def hidden_share(
     return torch.where(u < all_hidden, 1.0, LEAST_SHARE + (1.0 - LEAST_SHARE) * (u - all_hidden) / (1.0 - all_hidden))
 
 
-def reveal(entropy: Float[Tensor, "B K"], hidden: Bool[Tensor, "B K"], steps_left: int) -> Bool[Tensor, "B K"]:
+def reveal(
+    entropy: Float[Tensor, "B K"], hidden: Bool[Tensor, "B K"], steps_left: int | Int[Tensor, " B"]
+) -> Bool[Tensor, "B K"]:
     """Choose which hidden states to decide now: the surest first, an equal share of the doubt in each step.
 
     States revealed in one step are drawn independently of each other, so what a step may get wrong is bounded by the
     entropy that it spends (compare Ben-Hamu et al. 2025). At least one state is chosen; all when `steps_left` is 1.
     """
-    if steps_left <= 1:
+    if isinstance(steps_left, Tensor):
+        steps_left = steps_left[:, None]
+    elif steps_left <= 1:
         return hidden
     cost = torch.where(hidden, entropy, torch.inf)
     order = torch.argsort(cost, dim=1, stable=True)

@@ -13,7 +13,9 @@ _MIX_A = 0xBF58476D1CE4E5B9
 _MIX_B = 0x94D049BB133111EB
 
 
-def uniform(seed: Int[Tensor, " B"], stream: int, place: Int[Tensor, "#B *places"]) -> Float[Tensor, "#B *places"]:
+def uniform(
+    seed: Int[Tensor, " B"], stream: int | Int[Tensor, " B"], place: Int[Tensor, "#B *places"]
+) -> Float[Tensor, "#B *places"]:
     """Return numbers in (0, 1), one for each (seed, stream, place); equal arguments give equal numbers anywhere.
 
     Args:
@@ -23,7 +25,8 @@ def uniform(seed: Int[Tensor, " B"], stream: int, place: Int[Tensor, "#B *places
     Source:
         SplitMix64 (Steele, Lea and Flood 2014) used as a counter-based generator.
     """
-    key = _mix(seed.long() + _signed(_GOLDEN * (stream + 1)))
+    jump = (stream + 1) * _signed(_GOLDEN) if isinstance(stream, Tensor) else _signed(_GOLDEN * (stream + 1))
+    key = _mix(seed.long() + jump)
     bits = _mix(key.view(-1, *[1] * (place.dim() - 1)) + place.long() * _signed(_GOLDEN))
     return (_shift(bits, 41).float() + 0.5) / 2**23
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models import noise
-from models.graph_layers import FiLM, film
+from models.graph_layers import FiLM
 from models.masking import reveal
 from models.pair_states import BACKWARD, BOTH, FORWARD, HIDDEN_PAIR, NONE, PAIR_STATES, flipped, pair_state
 
@@ -28,12 +28,15 @@ HOPS = 8  # from here on two nodes are far from each other
 COMMON = 4  # common neighbours are counted up to one less
 WALKS = 6  # steps of random walks
 AGES = 24  # a node's age in nodes is told apart up to here
-PAIR_FEATURES = PAIR_STATES * COMMON + HOPS + WALKS
+PAIR_FEATURES = PAIR_STATES * COMMON + HOPS + 1 + WALKS
+PAIR_KINDS = PAIR_STATES * COMMON * HOPS  # as many, and one more for pairs with a node that is not there
 NODE_FEATURES = PAIR_STATES + 3 + AGES + 2 + COMMON + 1 + WALKS
 GRAPH_FEATURES = 4
 WINDOW = 128  # nodes that are looked at: the newest ones, and all that are open
 BLOCK = 2**15  # pairs of a graph whose features are laid out at once: all of them up to 181 nodes
 NEVER = -1e9  # logit of what cannot be
+PARENT, LABEL, PAIRS = range(3)  # what is drawn of a node, in this order
+ABSENT = -1e4  # added to the attention to a node that is not there
 
 
 class Patch(NamedTuple):
@@ -50,8 +53,8 @@ class Structure(NamedTuple):
     """What nodes and pairs look like in the revealed graph; pairs are laid out where they are read (`laid_out`)."""
 
     nodes: Float[Tensor, "B N F"]
-    kind: Int[Tensor, "B N N"]  # (state, common neighbours, hops) as one number
-    walks: Float[Tensor, "B N N W"]  # probability that a random walk of 2, 3, ... steps ends there
+    kind: Int[Tensor, "B N N"]  # (state, common neighbours, hops) as one number; PAIR_KINDS where none is looked at
+    walks: Float[Tensor, "W B N N"]  # square root of the probability that a random walk of 2, 3, ... steps ends there
 
 
 class GrowthScores(NamedTuple):
@@ -135,52 +138,59 @@ def open_nodes(patch: Patch) -> Bool[Tensor, "B N"]:
 
 
 # --- structure --------------------------------------------------------------------------------------------------------
-def structure(patch: Patch) -> Structure:
+def structure(patch: Patch, looked_at: Bool[Tensor, "B N"]) -> Structure:
     """Return the structure of the revealed graph; hidden pairs count as not joined."""
     state, count = patch.state, patch.state.shape[1]
     place = torch.arange(count, device=state.device)
-    out, into = (state == FORWARD) | (state == BOTH), (state == BACKWARD) | (state == BOTH)
-    joined = (out | into).float()
+    joined = ((state != NONE) & (state != HIDDEN_PAIR)).float()
     eye = torch.eye(count, device=state.device)
     near = joined @ joined
-    common = (near * (1.0 - eye)).clamp(max=COMMON - 1)
-    reached, hops = eye.expand_as(joined), torch.zeros_like(joined)
-    for _ in range(HOPS - 1):
-        hops = hops + (reached == 0)
-        reached = ((reached @ joined + reached) > 0).float()
+    common = (near * (1.0 - eye)).clamp_(max=COMMON - 1)
+    within = joined + eye
+    reached, hops = within, HOPS - 1.0 - eye - within
+    for _ in range(HOPS - 3):
+        reached = (reached @ within).clamp_(max=1.0)
+        hops -= reached
     degree = joined.sum(2)
     step = joined / degree.clamp(min=1.0)[..., None]
     walks, walk = [], step
     for _ in range(WALKS):
         walk = walk @ step
         walks.append(walk)
-    walked = torch.stack(walks, -1)
-    kind = ((state * COMMON + common.long()) * HOPS + hops.long()).int()
+    walked = torch.stack(walks)
+    kind = ((state * COMMON + common) * HOPS + hops).int()
     rows = torch.arange(len(state), device=state.device)
+    row = state[rows, patch.newest]
     age = (patch.newest[:, None] - place).clamp(0, AGES - 1)
-    sides = F.one_hot(common.long(), COMMON).float()
     flags = [place == patch.newest[:, None], open_nodes(patch), place == patch.opened[:, None]]
+    back = (state == BACKWARD).sum(2)
+    sides = [(joined * (common == c)).sum(2) for c in range(1, COMMON)]
+    counts = [degree - back, degree - (state == FORWARD).sum(2), degree - sum(sides), *sides, (near * joined).sum(2)]
     nodes = torch.cat(
         [
-            F.one_hot(state[rows, patch.newest], PAIR_STATES).float(),
+            F.one_hot(row.long(), PAIR_STATES).float(),
             torch.stack(flags, -1).float(),
             F.one_hot(age, AGES).float(),
-            torch.stack([out.sum(2), into.sum(2)], -1).float().log1p(),
-            (joined[..., None] * sides).sum(2).log1p(),
-            (near * joined).sum(2, keepdim=True).log1p(),
-            walked.diagonal(dim1=1, dim2=2).transpose(1, 2),
+            torch.stack(counts, -1).log1p(),
+            walked.diagonal(dim1=2, dim2=3).permute(1, 2, 0),
         ],
         -1,
     )
-    return Structure(nodes, kind, walked)
+    return Structure(nodes, torch.where(looked_at[:, None], kind, PAIR_KINDS), walked.sqrt_())
 
 
-def laid_out(kind: Int[Tensor, "*pairs"], walks: Float[Tensor, "*pairs W"]) -> Float[Tensor, "*pairs G"]:
-    """Return the features of pairs: one-hot state and common neighbours, one-hot hops, walks."""
+def laid_out(kind: Int[Tensor, "*pairs"], walks: Tensor) -> Tensor:
+    """Return G x pairs, features: one-hot state and common neighbours, one-hot hops, is one not there?, walks.
+
+    Args:
+        kind: As in Structure.
+        walks: W x pairs, as in Structure.
+    """
     states, hops = (torch.eye(n, device=kind.device) for n in (PAIR_STATES * COMMON, HOPS))
-    table = torch.cat([states.repeat_interleave(HOPS, 0), hops.repeat(len(states), 1)], 1)
-    # A row of a table is four times faster than F.one_hot, whose every number is eight bytes.
-    return torch.cat([F.embedding(kind, table), walks.sqrt()], -1)
+    table = torch.cat([states.repeat_interleave(HOPS, 1), hops.repeat(1, len(states))])
+    table = torch.block_diag(table, torch.ones(1, 1, device=kind.device))
+    # Columns of a table are eight times faster than F.one_hot.
+    return torch.cat([table.index_select(1, kind.flatten()).view(-1, *kind.shape), walks])
 
 
 class GrowthDecoder(nn.Module):
@@ -274,64 +284,81 @@ class GrowthDecoder(nn.Module):
     ) -> GrowthScores:
         size, count = patch.label.shape
         rows, place = torch.arange(size, device=condition.device), torch.arange(count, device=condition.device)
-        seen = structure(patch)
+        there = (place <= patch.newest[:, None]) & looked_at
+        seen = structure(patch, there)
         most = len(self.log_sizes)
         left = patch.size - patch.newest
         here = [wanted / most, left / wanted, left.float().log(), (patch.newest - patch.opened).float().log1p()]
         whole = self.whole(torch.cat([torch.stack(here, -1), condition], -1))
         x = self.read(seen.nodes) + self.name(patch.label)
-        absent = torch.where((place <= patch.newest[:, None]) & looked_at, 0.0, -1e4)[:, None, None, :]
         block = max(BLOCK // count, 1)
-        bias = self._bias(seen.kind, seen.walks, absent, range(self.layers)) if block >= count else None
+        bias = self._bias(seen.kind, seen.walks, range(self.layers)) if block >= count else None
         joined = ((patch.state != NONE) & (patch.state != HIDDEN_PAIR)).to(x.dtype)
         sites = self.film(whole)
+        first = 0
         for layer in range(self.layers):
-            h = film(self.norms[2 * layer](x), sites[2 * layer])
+            h = _film(self.norms[2 * layer](x), sites[2 * layer])
             q, k, v = self.qkv[layer](h).view(size, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            if layer == self.layers - 1 and not torch.is_grad_enabled():
+                first = int(patch.opened.min())  # of those that are scored; in training it is not worth the wait
+                x, q = x[:, first:], q[:, :, first:]
             if bias is not None:
-                means = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[layer].to(q.dtype))
+                means = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[layer][..., first:, :].to(q.dtype))
             else:
-                parts = (slice(first, first + block) for first in range(0, count, block))
-                means = torch.cat([self._attend(layer, q[:, :, p], k, v, seen, absent, p) for p in parts], 2)
+                parts = [slice(some, some + block) for some in range(first, count, block)]
+                read = zip(q.split(block, 2), parts, strict=True)
+                means = torch.cat([self._attend(layer, some, k, v, seen, part) for some, part in read], 2)
             # A sum over neighbours beside the means of attention: means cannot count.
-            summed = joined.to(v.dtype) @ v.transpose(1, 2).flatten(2) * 0.3
+            summed = joined[:, first:].to(v.dtype) @ v.transpose(1, 2).flatten(2) * 0.3
             means = means.transpose(1, 2).flatten(2)
             x = x + self.dropout(self.merge[layer](torch.cat([means, summed], -1)))
-            x = x + self.dropout(self.feed[layer](film(self.norms[2 * layer + 1](x), sites[2 * layer + 1])))
+            x = x + self.dropout(self.feed[layer](_film(self.norms[2 * layer + 1](x), sites[2 * layer + 1])))
         x = self.norms[-1](x)
-        newest = x[rows, patch.newest]
+        newest = x[rows, patch.newest - first]
         j, i = self.ends(x).chunk(2, -1)
-        between = self.between(laid_out(seen.kind[rows, patch.newest], seen.walks[rows, patch.newest]))
-        pair = F.gelu(j + i[rows, patch.newest][:, None] + between)
+        of_newest = laid_out(seen.kind[rows, patch.newest, first:], seen.walks[:, rows, patch.newest, first:])
+        between = self.between(of_newest.permute(1, 2, 0))
+        pair = F.gelu(j + i[rows, patch.newest - first][:, None] + between)
         impossible = ~open_nodes(patch)[..., None] | self.never
-        parent = self.write_parent(pair).float().masked_fill(impossible[..., 1:], NEVER).flatten(1)
+        parent, state = (F.pad(write(pair).float(), (0, 0, first, 0)) for write in (self.write_parent, self.write_pair))
         return GrowthScores(
-            torch.cat([parent, self.write_root(newest).float()], 1),
-            self.write_pair(pair).float().masked_fill(impossible & self.edge, NEVER),
+            torch.cat([parent.masked_fill(impossible[..., 1:], NEVER).flatten(1), self.write_root(newest).float()], 1),
+            state.masked_fill(impossible & self.edge, NEVER),
             self.write_label(newest).float(),
         )
 
-    def _bias(self, kind: Tensor, walks: Tensor, absent: Tensor, layers: range) -> Float[Tensor, "L B H R N"]:
+    def _bias(self, kind: Tensor, walks: Tensor, layers: range) -> Float[Tensor, "L B H R N"]:
         """Return what the heads of some layers add to the attention of some rows of pairs."""
         some = slice(layers.start * self.heads, layers.stop * self.heads)
-        bias = F.linear(laid_out(kind, walks), self.bias.weight[some], self.bias.bias[some])
-        bias = bias.permute(3, 0, 1, 2).contiguous().unflatten(0, (len(layers), self.heads)).transpose(1, 2)
-        return bias + absent.to(bias.dtype)
+        weight, shift = self.bias.weight[some], self.bias.bias[some, None]
+        states, hops, unused, of_walks = weight.split([PAIR_STATES * COMMON, HOPS, 1, WALKS], 1)
+        if torch.is_grad_enabled():
+            weight = torch.cat([states, hops, torch.full_like(unused, ABSENT), of_walks], 1)
+            bias = torch.addmm(shift, weight, laid_out(kind, walks).flatten(1))
+        else:  # the same from a number for each kind
+            table = F.pad((states[:, :, None] + hops[:, None]).flatten(1) + shift, (0, 1), value=ABSENT)
+            bias = table.to(walks.dtype).index_select(1, kind.flatten())
+            bias.addmm_(of_walks.to(walks.dtype), walks.flatten(1))
+        return bias.view(len(layers), self.heads, *kind.shape).transpose(1, 2)
 
     def _attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, seen: Structure, absent: Tensor, rows: slice
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, seen: Structure, rows: slice
     ) -> Float[Tensor, "B H R d"]:
         """Return the attention of some nodes; the features of their pairs are laid out anew in the backward pass."""
 
         def attention(query: Tensor, kind: Tensor, walks: Tensor) -> Tensor:
-            bias = self._bias(kind, walks, absent, range(layer, layer + 1))[0]
+            bias = self._bias(kind, walks, range(layer, layer + 1))[0]
             return F.scaled_dot_product_attention(query, k, v, attn_mask=bias.to(query.dtype))
 
-        given = (q, seen.kind[:, rows], seen.walks[:, rows])
+        given = (q, seen.kind[:, rows], seen.walks[:, :, rows])
         if not torch.is_grad_enabled():
             return attention(*given)
         found: Tensor = checkpoint(attention, *given, use_reentrant=False)
         return found
+
+
+def _film(x: Float[Tensor, "B N D"], site: tuple[Tensor, Tensor]) -> Float[Tensor, "B N D"]:
+    return torch.addcmul(site[1][:, None], x, 1.0 + site[0][:, None])
 
 
 def _window(patch: Patch) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
@@ -397,61 +424,61 @@ def grow(
         steps: Rounds in which the pairs of a node are revealed, at most.
         multiple: Patches are padded to a multiple of this many nodes.
     """
-    total, most = len(size), int(size.max())
-    device = size.device
-    padded = -(-most // multiple) * multiple
-    label = torch.zeros(total, padded, dtype=torch.long, device=device)
-    state = torch.zeros(total, padded, padded, dtype=torch.long, device=device)
-    opened = torch.zeros_like(size)
-    counts = (size[None] > torch.arange(most, device=device)[:, None]).sum(1).tolist()
-    for k, there in enumerate(counts):
-        cut = min(-(-(k + 1) // multiple) * multiple, padded)
-        names, states = label[:there, :cut].clone(), state[:there, :cut, :cut].clone()
-        newest = torch.full((there,), k, device=device)
-        names[:, k:] = decoder.labels
-        patch = Patch(newest, opened[:there], size[:there], names, states)
-        patch = draw_node(decoder, patch, condition[:there], seed[:there], least[:there], steps)
-        label[:there, k], state[:there, :cut, :cut] = patch.label[:, k], patch.state
-        before = patch.state[:, k] != NONE
-        first = torch.where(before.any(1), before.byte().argmax(1), k)
-        opened[:there] = torch.maximum(opened[:there], first)
-    return label, (state == FORWARD) | (state == BOTH)
+    device, padded = size.device, -(-int(size.max()) // multiple) * multiple
+    label = torch.full((len(size), padded), decoder.labels, device=device)
+    state = torch.full((len(size), padded, padded), NONE, dtype=torch.int8, device=device)
+    opened, newest, place = torch.zeros_like(size), torch.zeros_like(size), torch.arange(padded, device=device)
+    turn = torch.full_like(size, LABEL)  # a first node has no parent
+    while len(rows := (newest < size).nonzero()[:, 0]):
+        cut = min(-(-(int(newest.max()) + 1) // multiple) * multiple, padded)
+        patch = Patch(newest[rows], opened[rows], size[rows], label[rows, :cut], state[rows, :cut, :cut])
+        k = patch.newest
+        name, row, turn[rows] = draw(decoder, patch, turn[rows], condition[rows], seed[rows], least[rows], steps)
+        label[rows, k], state[rows, k, :cut], state[rows, :cut, k] = name, row, flipped(row)
+        joined = row != NONE
+        first = torch.where(joined.any(1), joined.byte().argmax(1), k)
+        decided = turn[rows] == PARENT
+        newest[rows] = k + decided
+        opened[rows] = torch.where(decided, torch.maximum(patch.opened, first), patch.opened)
+        # Of the node that comes next, the pairs with open nodes are hidden.
+        k = newest[rows].clamp(max=padded - 1)
+        hidden = (decided & (newest[rows] < size[rows]))[:, None] & (place < k[:, None]) & (place >= opened[rows, None])
+        row = torch.where(hidden, HIDDEN_PAIR, state[rows, k])
+        state[rows, k], state[rows, :, k] = row, flipped(row)
+    return label.masked_fill(place >= size[:, None], 0), (state == FORWARD) | (state == BOTH)
 
 
-def draw_node(
-    decoder: GrowthDecoder, patch: Patch, condition: Tensor, seed: Tensor, least: Tensor, steps: int
-) -> Patch:
-    """Draw the parent of the newest node, its label, then its other pairs; of graphs that all have as many nodes."""
-    k, stream = int(patch.newest[0]), 1_000 * (int(patch.newest[0]) + 1)
-    place = torch.arange(patch.label.shape[1], device=seed.device)[None]
-    if k > 0:
-        row = torch.where(open_nodes(patch), HIDDEN_PAIR, NONE)
-        scores = decoder(patch._replace(state=_with_row(patch.state, k, row)), condition)
-        chosen = _draw(_likely(scores.parent, least), noise.uniform(seed, stream, place[:, :1])[:, 0])
-        chosen = chosen[:, None]
-        row = torch.where((place > chosen // 3) & (chosen < 3 * place.shape[1]), row, NONE)
-        row = torch.where((place == chosen // 3) & (place < k), 1 + chosen % 3, row)
-        patch = patch._replace(state=_with_row(patch.state, k, row))
-    name = torch.zeros_like(seed)
-    if decoder.labels > 1:
-        scores = decoder(patch, condition)
-        name = _draw(scores.label, noise.uniform(seed, stream + 1, place[:, :1])[:, 0])
-    patch = patch._replace(label=torch.where(place == k, name[:, None], patch.label))
-    for step in range(steps if k > 0 else 0):
-        unsure = (patch.state[:, k] == HIDDEN_PAIR).any(1).nonzero()[:, 0]
-        if len(unsure) == 0:
-            break
-        some = Patch(*(t[unsure] for t in patch))
-        row = some.state[:, k]
-        logits = _likely(decoder(some, condition[unsure]).pair, least[unsure])
-        log_share = torch.log_softmax(logits, -1)
-        doubt = -(log_share.exp() * log_share.clamp(min=-1e4)).sum(-1)
-        hidden = row == HIDDEN_PAIR
-        chosen = reveal(doubt, hidden, steps - step)
-        value = _draw(log_share, noise.uniform(seed[unsure], stream + 2 + step, place))
-        state = patch.state.index_copy(0, unsure, _with_row(some.state, k, torch.where(chosen, value, row)))
-        patch = patch._replace(state=state)
-    return patch
+def draw(
+    decoder: GrowthDecoder, patch: Patch, turn: Tensor, condition: Tensor, seed: Tensor, least: Tensor, steps: int
+) -> tuple[Int[Tensor, " B"], Int[Tensor, "B N"], Int[Tensor, " B"]]:
+    """Draw what is next of each newest node, each at its own pace: its parent, its label or some of its other pairs.
+
+    Args:
+        turn: PARENT, LABEL, or PAIRS and the number of rounds in which pairs were revealed.
+
+    Returns:
+        Its label, its pairs and whose turn is next: PARENT when all of them are decided.
+    """
+    rows, place = torch.arange(len(turn), device=turn.device), torch.arange(patch.label.shape[1], device=turn.device)
+    row = patch.state[rows, patch.newest]
+    scores = decoder(patch, condition)
+    u = noise.uniform(seed, 1_000 * (patch.newest + 1) + turn, place[None])
+    # Its parent: pairs with older nodes are none.
+    parent = _draw(_likely(scores.parent, least), u[:, 0])[:, None]
+    below = torch.where((place > parent // 3) & (parent < 3 * len(place)), row, NONE)
+    below = torch.where(place == parent // 3, 1 + parent % 3, below)
+    # Some of its pairs, the surest first.
+    log_share = torch.log_softmax(_likely(scores.pair, least), -1)
+    doubt = -(log_share.exp() * log_share.clamp(min=-1e4)).sum(-1)
+    chosen = reveal(doubt, row == HIDDEN_PAIR, steps + PAIRS - turn)
+    some = torch.where(chosen, _draw(log_share, u), row)
+    at_parent, at_label = turn == PARENT, turn == LABEL
+    row = torch.where(at_parent[:, None], below, torch.where(at_label[:, None], row, some)).to(torch.int8)
+    label = torch.where(at_label, _draw(scores.label, u[:, 0]), patch.label[rows, patch.newest])
+    if decoder.labels == 1:
+        label, turn = torch.zeros_like(label), turn + at_parent
+    decided = (turn >= LABEL) & (row != HIDDEN_PAIR).all(1)
+    return label, row, torch.where(decided, PARENT, turn + 1)
 
 
 def _likely(logits: Float[Tensor, "B *more S"], least: Float[Tensor, " B"]) -> Float[Tensor, "B *more S"]:
@@ -464,12 +491,6 @@ def _draw(logits: Tensor, u: Tensor) -> Tensor:
     """Return which state a uniform number stands for; one that cannot be is never drawn."""
     share = torch.softmax(logits, -1).cumsum(-1)
     return (u[..., None] * share[..., -1:] > share[..., :-1]).sum(-1)
-
-
-def _with_row(state: Tensor, k: int, row: Tensor) -> Tensor:
-    state = state.clone()
-    state[:, k], state[:, :, k] = row, flipped(row)
-    return state
 
 
 def ordered(

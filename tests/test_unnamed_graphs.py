@@ -93,8 +93,8 @@ def test_a_node_is_closed_once_a_later_node_has_a_younger_parent() -> None:
 
 # --- structure --------------------------------------------------------------------------------------------------------
 def features_of_pairs(patch: Patch) -> torch.Tensor:
-    seen = structure(patch)
-    return laid_out(seen.kind, seen.walks)[0]
+    seen = structure(patch, torch.ones_like(patch.label, dtype=torch.bool))
+    return laid_out(seen.kind, seen.walks)[:, 0].permute(1, 2, 0)
 
 
 def test_hops_and_common_neighbours_are_those_of_what_is_revealed() -> None:
