@@ -60,6 +60,8 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {  # of ours; only where --mo
     "one_draw": ("benchmarks.ours_generation:Ours", {"draws": 1}),
     "never_all_hidden": ("benchmarks.ours_generation:Ours", {"all_hidden": 0.0}),
     "distinct": ("benchmarks.ours_generation:Ours", {"distinct": True}),
+    "feasible": ("benchmarks.ours_generation:Ours", {"feasible": True}),
+    "feasible_distinct": ("benchmarks.ours_generation:Ours", {"feasible": True, "distinct": True}),
     "temperature_1": ("benchmarks.ours_generation:Ours", {"temperature": 1.0}),
 }
 UNNAMED = {  # instead of those, in sets whose nodes have no names

@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from benchmarks.graph_sets import Graph, GraphSet
-from data_pipeline import reaction_db
+from data_pipeline import habitat, reaction_db
 from data_pipeline.errors import InputError
 from data_pipeline.variables import ENVIRONMENT
 from models.biochemistry import Chemistry
 from models.configs import GraphVAEConfig
 from models.graph_vae import Decoded, GraphVAE
-from trainers import metrics
+from trainers import metrics, oracle
 from trainers.networks import Network, draw_accepted
 
 BATCH = 128
@@ -43,6 +43,7 @@ class Ours:
         use_mask: bool = True,
         remembers: bool = True,
         distinct: bool = False,
+        feasible: bool = False,
         **changes: Any,
     ) -> None:
         """Configure it.
@@ -52,9 +53,10 @@ class Ours:
             use_mask: Only edges that some known reaction makes are possible.
             remembers: False leaves the exemplars out.
             distinct: Draw a network again that repeats another one for the same environment.
+            feasible: The same for a network with which no known organism makes ATP (the critic).
             changes: Of the configuration.
         """
-        self.device, self.remembers, self.distinct = device, remembers, distinct
+        self.device, self.remembers, self.distinct, self.feasible = device, remembers, distinct, feasible
         self.config = GraphVAEConfig(**{"temperature": 0.5, "mask": use_mask} | changes)
 
     def fit(self, data: GraphSet, seconds: float, seed: int) -> None:
@@ -101,11 +103,18 @@ class Ours:
         if not self.conditioned:
             return self._unconditional(conditions, seed)
         environments = np.asarray(conditions, np.float32)
-        asked = [e.tobytes() for e in environments]
+        nutrients = [habitat.nutrients(e) for e in environments]
+        makes_atp: dict[oracle.Question, bool] = {}
 
         def accept(networks: Sequence[Network]) -> list[bool]:
-            keys = [(e, n.edges) for e, n in zip(asked, networks, strict=True)]
-            return [not self.distinct or keys.index(key) == place for place, key in enumerate(keys)]
+            keys = [(e.tobytes(), n.edges) for e, n in zip(environments, networks, strict=True)]
+            good = metrics.first_of_each(keys) if self.distinct else [True] * len(keys)
+            if self.feasible:
+                asked = [oracle.Question(n.edges, given) for n, given in zip(networks, nutrients, strict=True)]
+                waiting = [question for question in dict.fromkeys(asked) if question not in makes_atp]
+                makes_atp.update(zip(waiting, oracle.atp_feasible(waiting, processes=1), strict=True))
+                good = [makes_atp[question] and g for question, g in zip(asked, good, strict=True)]
+            return good
 
         networks, _, _ = draw_accepted(self.model, self.vocabulary, environments, seed, accept)
         return [_graph(network, condition) for network, condition in zip(networks, conditions, strict=True)]

@@ -25,7 +25,7 @@ from data_pipeline.order import generator
 from data_pipeline.variables import ENVIRONMENT
 from models.language import load_tokenizer
 from models.objectives import UnifiedObjective
-from trainers import calibration, checkpoint, oracle
+from trainers import calibration, checkpoint, metrics, oracle
 from trainers.config import RunConfig
 from trainers.evaluate import find_run, plain
 from trainers.networks import REDRAWS, Network, draw_accepted, find_graph_vae
@@ -81,9 +81,9 @@ def generate(
 
     def accept(networks: Sequence[Network]) -> list[bool]:
         edges = [n.edges for n in networks]
-        first = [not distinct or edges.index(e) == place for place, e in enumerate(edges)]
-        runs = oracle.atp_feasible([oracle.Question(e, nutrients) for e in edges]) if feasible else first
-        return [a and b for a, b in zip(first, runs, strict=True)]
+        new = metrics.first_of_each(edges) if distinct else [True] * len(edges)
+        runs = oracle.atp_feasible([oracle.Question(e, nutrients) for e in edges]) if feasible else new
+        return [a and b for a, b in zip(new, runs, strict=True)]
 
     model, asked = find_graph_vae(objective), np.repeat(environment[None], count, axis=0)
     networks, _, redrawn = draw_accepted(model, chemistry.metabolites, asked, seed, accept)

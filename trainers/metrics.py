@@ -93,6 +93,12 @@ def share(answers: Sequence[bool]) -> float:
     return float(np.mean(answers)) if len(answers) else float("nan")
 
 
+def first_of_each(keys: Sequence[Hashable]) -> list[bool]:
+    """Return for each key whether none before it is equal."""
+    seen: set[Hashable] = set()
+    return [not (key in seen or seen.add(key)) for key in keys]  # type: ignore[func-returns-value]
+
+
 def uniqueness(networks: Sequence[Hashable]) -> float:
     """Return the share of networks that are not a repetition of an earlier one."""
     return len(set(networks)) / len(networks) if len(networks) else float("nan")
