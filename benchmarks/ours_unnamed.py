@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +19,15 @@ from benchmarks.graph_sets import Graph, GraphSet
 from benchmarks.peers import dense_graphs
 from benchmarks.peers.dense_graphs import Frame, Padded
 from models import noise
+from models.pair_states import NONE
 from models.unnamed_graphs import (
+    LABEL,
+    PAIRS,
+    PARENT,
     WINDOW,
     GrowthDecoder,
     Patch,
+    draw,
     grow,
     growth_nats,
     growth_order,
@@ -40,14 +46,12 @@ ORDERS = 1024  # drawn at once, used for BATCHES batches
 ORDER_PAIRS = 2**24  # of nodes in them together, at most
 BATCHES = 64
 CHECKS, CHECKED = 12, 512  # of the held-out loss while training, and how many nodes that come next
-PARENT, LABEL, OTHERS = range(3)  # what is unknown of the node that comes next
 SHARES = {False: (0.4, 0.0, 0.6), True: (0.3, 0.2, 0.5)}  # of these in training, by whether there are labels
 CPU_PAIRS, GPU_PAIRS = 2**18, 2**22  # of nodes in a batch, at most, of training and of drawing
 LEAST = (0.0, 0.02, 0.05, 0.1)  # of which the held-out graphs choose one: see models.unnamed_graphs.grow
 TOLERANCE = 0.02  # the least change that is this near the best is taken: scores of few draws are not exact
 CPU_TRIALS, GPU_TRIALS, MOST_TRIALS = 16, 64, 256  # graphs drawn with each of them, at a time and in all
-ROUNDS_A_NODE = 5  # that drawing takes, about
-MOST_CHOOSING = 0.5  # of the seconds may be kept for that; where it takes more, everything is drawn
+MOST_CHOOSING = 0.15  # of the seconds may be kept for that; where it takes more, everything is drawn
 
 
 class Bank(NamedTuple):
@@ -98,11 +102,14 @@ class OursUnnamed:
             **(GPU_SHAPE if self.gpu else CPU_SHAPE),
         ).to(self.device)
         train, held_out = (self.frame.pad(part, positions=False) for part in (data.train, data.held_out or data.train))
-        kept = self._turn_seconds()
+        began = dense_graphs.now()
+        judge = graph_metrics.Likeness(data)
+        judging = (dense_graphs.now() - began) / len(judge.real) * self._trials() * len(LEAST)
+        kept = self._turn_seconds() + judging
         chooses = kept <= MOST_CHOOSING * seconds
         self._learn(train, held_out, started, seconds - kept * chooses)
         if chooses:
-            self._choose(data, started + seconds, seed)
+            self._choose(data, judge, started + seconds, seed)
 
     def _learn(self, train: Padded, held_out: Padded, started: float, seconds: float) -> None:
         batch, lr = self._at_once(judged := self._bank(held_out)), GPU_LR if self.gpu else CPU_LR
@@ -142,17 +149,16 @@ class OursUnnamed:
         self.net.load_state_dict(kept)
         self.net.eval()
 
-    def _choose(self, data: GraphSet, until: float, seed: int) -> None:
+    def _choose(self, data: GraphSet, judge: graph_metrics.Likeness, until: float, seed: int) -> None:
         """Take of LEAST what gives the best draws: near the held-out graphs, and like every training graph.
 
         Draws until the time is over, at least once, and takes the smallest that is near the best. The score of each is
         its mean squared discrepancy plus the share of its draws that lack a property which all training graphs have
         (connected, acyclic, planar).
         """
-        judge = graph_metrics.Likeness(data)
         trials, took = self._trials(), 0.0
         asked = np.stack([g.condition for g in (data.held_out or data.train)])
-        drawn: dict[float, list[Graph]] = {least: [] for least in LEAST}
+        drawn: dict[float, list[graph_metrics.Described]] = {least: [] for least in LEAST}
         for turn in range(MOST_TRIALS // trials):
             began = dense_graphs.now()
             if turn and began + took > until:
@@ -160,9 +166,9 @@ class OursUnnamed:
             rows = np.tile(np.arange(turn * trials, (turn + 1) * trials), len(LEAST))  # the same noise for each
             graphs = self._grow(asked[rows % len(asked)], np.repeat(np.float32(LEAST), trials), rows, seed + 1_000_003)
             for place, least in enumerate(LEAST):
-                drawn[least] += graphs[place * trials : (place + 1) * trials]
+                drawn[least] += [judge.describe(g) for g in graphs[place * trials : (place + 1) * trials]]
             took = dense_graphs.now() - began
-        scores = {least: judge(graphs) for least, graphs in drawn.items()}
+        scores = {least: judge.score(graphs) for least, graphs in drawn.items()}
         best = min(scores.values())
         self.least = next(least for least, score in scores.items() if score <= best + TOLERANCE)
         self.chosen = {
@@ -172,17 +178,25 @@ class OursUnnamed:
         }
 
     def _turn_seconds(self) -> float:
-        """Return about how long a turn of `_choose` takes: from a look at graphs that are three fifths grown."""
+        """Return about how long the draws of a turn of `_choose` take, at most: graphs that are three fifths grown."""
         graphs, nodes = self._trials() * len(LEAST), max(min(3 * self.frame.most // 5, WINDOW), 1)
         number = torch.full((graphs,), nodes - 1, device=self.device)
-        label = torch.zeros(graphs, nodes, dtype=torch.long, device=self.device)
-        patch = Patch(number, torch.zeros_like(number), number + 1, label, label[:, None].repeat(1, nodes, 1))
+        state = torch.full((graphs, nodes, nodes), NONE, dtype=torch.int8, device=self.device)
+        patch = Patch(number, torch.zeros_like(number), number + 1, torch.zeros_like(state[:, 0]).long(), state)
         nothing = torch.zeros(graphs, self.frame.condition_width - 1, device=self.device)
         with torch.no_grad(), self._precision():
             for _ in range(2):  # the first one takes longer
                 began = dense_graphs.now()
-                float(self.net(patch, nothing).label.sum())
-        return ROUNDS_A_NODE * self.frame.most * (dense_graphs.now() - began)
+                found = draw(
+                    self.net, patch, torch.full_like(number, PAIRS), nothing, number, nothing.sum(1), self.steps
+                )
+                float(found[0].sum())
+        a_node = self.steps + 1 + (self.net.labels > 1)
+        return a_node * self.frame.most * (dense_graphs.now() - began)
+
+    def _workers(self) -> int:
+        """Return how many parts are drawn at once: on a CPU each in a thread, so that none waits for another."""
+        return 1 if self.gpu else torch.get_num_threads()
 
     def _trials(self) -> int:
         return GPU_TRIALS if self.gpu else CPU_TRIALS
@@ -209,19 +223,19 @@ class OursUnnamed:
             size = 1 + (u > share[:, :-1]).sum(1)
             drawn: dict[int, Graph] = {}
             order = torch.argsort(size, descending=True, stable=True)
-            for rows in order.split(max(self._pairs() // min(int(size.max()), WINDOW) ** 2, 1)):
+            at_once = max(self._pairs() // min(int(size.max()), WINDOW) ** 2, 1)
+            parts = order.split(min(at_once, -(-len(order) // self._workers())))
+
+        def drawn_part(rows: Tensor) -> list[Graph]:
+            with torch.no_grad(), self._precision():
                 label, joined = grow(
-                    self.net,
-                    size[rows],
-                    seen[rows],
-                    seeds[rows],
-                    rare[rows],
-                    self.steps,
-                    self.multiple,
+                    self.net, size[rows], seen[rows], seeds[rows], rare[rows], self.steps, self.multiple
                 )
-                mask = torch.arange(label.shape[1], device=self.device) < size[rows, None]
-                found = self.frame.graphs(mask, label, joined, conditions[rows.cpu().numpy()])
-                drawn.update(zip(rows.tolist(), found, strict=True))
+            mask = torch.arange(label.shape[1], device=self.device) < size[rows, None]
+            return self.frame.graphs(mask, label, joined, conditions[rows.cpu().numpy()])
+
+        for rows, found in zip(parts, _side_by_side(drawn_part, parts, self._workers()), strict=True):
+            drawn.update(zip(rows.tolist(), found, strict=True))
         return [drawn[i] for i in range(len(conditions))]
 
     @torch.no_grad()
@@ -236,7 +250,7 @@ class OursUnnamed:
         known = bank.size <= sizes.shape[1]
         nats -= sizes.gather(1, (bank.size - 1).clamp(max=sizes.shape[1] - 1)[:, None])[:, 0]
         for some, k, cut in _chunks(*_nodes(bank, self.net.labels), self._at_once(bank)):
-            for stage in (PARENT, LABEL, OTHERS):
+            for stage in (PARENT, LABEL, PAIRS):
                 nats.index_add_(0, some, self._nats(self.net, bank, some, k, cut, torch.full_like(k, stage)).double())
         return float(nats.mean()) if bool(known.all()) else math.inf
 
@@ -272,9 +286,9 @@ class OursUnnamed:
         some = 1 + (torch.rand(len(rows), device=self.device) * number).long()
         rank = torch.where(others, torch.rand(can.shape, device=self.device), 2.0).argsort(1).argsort(1)
         known = others & (rank >= some[:, None])
-        hidden = torch.where(stage[:, None] == PARENT, can, others & ~(known & (stage[:, None] == OTHERS)))
+        hidden = torch.where(stage[:, None] == PARENT, can, others & ~(known & (stage[:, None] == PAIRS)))
         patch = patch_at(newest, bank.size[rows], opened, label, state, hidden, net.labels)
-        unnamed = (stage[:, None] != OTHERS) & (place == newest[:, None])
+        unnamed = (stage[:, None] != PAIRS) & (place == newest[:, None])
         patch = patch._replace(label=torch.where(unnamed, net.labels, patch.label))
         with self._precision():
             terms = torch.stack(growth_nats(net, patch, label, row, bank.condition[rows]), 1)
@@ -299,6 +313,21 @@ class OursUnnamed:
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.gpu)
+
+
+def _side_by_side(
+    work: Callable[[Tensor], list[Graph]], parts: Sequence[Tensor], workers: int
+) -> Iterator[list[Graph]]:
+    """Work on some parts at once, each in a thread of its own."""
+    if workers == 1:
+        yield from map(work, parts)
+        return
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(work, parts)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _nodes(bank: Bank, labels: int) -> tuple[Int[Tensor, " K"], Int[Tensor, " K"]]:

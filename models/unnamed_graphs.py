@@ -188,7 +188,7 @@ def laid_out(kind: Int[Tensor, "*pairs"], walks: Tensor) -> Tensor:
     """
     states, hops = (torch.eye(n, device=kind.device) for n in (PAIR_STATES * COMMON, HOPS))
     table = torch.cat([states.repeat_interleave(HOPS, 1), hops.repeat(1, len(states))])
-    table = torch.block_diag(table, torch.ones(1, 1, device=kind.device))
+    table = torch.block_diag(table, torch.ones(1, 1, device=kind.device)).to(walks.dtype)
     # Columns of a table are eight times faster than F.one_hot.
     return torch.cat([table.index_select(1, kind.flatten()).view(-1, *kind.shape), walks])
 

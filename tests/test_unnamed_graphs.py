@@ -254,8 +254,8 @@ def test_the_held_out_graphs_choose_what_is_too_rare_to_be_drawn(monkeypatch: py
     data = set_of([ring(i) for i in range(8)], False, 1)
     model = OursUnnamed(CPU)
     model.fit(data, 30, 0)
-    assert model.least == 0.0 and not hasattr(model, "chosen")  # a look takes a second, a turn 5 nodes x 5
-    model.fit(data, 60, 0)
+    assert model.least == 0.0 and not hasattr(model, "chosen")  # a look takes a second, a turn 5 nodes x 9
+    model.fit(data, 400, 0)
     assert model.least in LEAST and [float(k) for k in model.chosen["least_scores"]] == list(LEAST)
 
     def grown(conditions: np.ndarray, least: np.ndarray, place: np.ndarray, seed: int) -> list[Graph]:
@@ -263,9 +263,21 @@ def test_the_held_out_graphs_choose_what_is_too_rare_to_be_drawn(monkeypatch: py
         return [ring(i) if abs(value - LEAST[2]) < 1e-3 else star for i, value in zip(place, least, strict=True)]
 
     monkeypatch.setattr(model, "_grow", grown)
-    model._choose(data, 0.0, 0)
+    model._choose(data, graph_metrics.Likeness(data), 0.0, 0)
     assert model.least == model.chosen["least"] == LEAST[2]
     assert model.chosen["least_scores"][f"{LEAST[2]:g}"] == 0.0 and model.chosen["least_scores"]["0"] > 0.0
+
+
+def test_parts_drawn_at_once_in_threads_are_those_drawn_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = partial(shuffled, [0] * 5, [(i, (i + d) % 5) for i in range(5) for d in (1, 4)], 0.0)
+    model = OursUnnamed(CPU)
+    model.fit(set_of([ring(i) for i in range(4)], False, 1), 10, 0)
+    threads, asked = torch.get_num_threads(), np.zeros((7, 1), np.float32)
+    alone = model.sample(asked, 3)
+    monkeypatch.setattr(model, "_workers", lambda: 3)
+    beside = model.sample(asked, 3)
+    assert all(np.array_equal(a.adjacency, b.adjacency) for a, b in zip(alone, beside, strict=True))
+    assert torch.get_num_threads() == threads
 
 
 def test_drawn_graphs_that_lack_what_all_training_graphs_have_are_unlike_them() -> None:
@@ -275,5 +287,6 @@ def test_drawn_graphs_that_lack_what_all_training_graphs_have_are_unlike_them() 
     pair[0, 1] = pair[2, 3] = True  # two parts
     graphs = [Graph(np.zeros(4, np.int64), a | a.T, none) for a in (path, pair)]
     judge = graph_metrics.Likeness(set_of([graphs[0]] * 4, False, 1))
-    assert judge([graphs[0]] * 3) == pytest.approx(0.0, abs=1e-6) and 1.0 < judge([graphs[1]] * 3) < 3.0
+    right, wrong = (judge.score([judge.describe(graph)] * 3) for graph in graphs)
+    assert right == pytest.approx(0.0, abs=1e-6) and 1.0 < wrong < 3.0
     assert {has.__name__ for has in judge.properties} == {"connected", "planar"}
