@@ -156,14 +156,19 @@ def timed(
         "peak_reserved_gib": max(p["reserved"] for _, p in of_ranks),
         "losses": [round(x, 4) for x in losses[:12]],
         "layers_run_again": training.decoder.last_again,
+        "memory_retries": sum(p["retries"] for _, p in of_ranks),
     }  # fmt: skip
 
 
 def peaks(mapped: int = 0) -> dict[str, float]:
-    """Return the peaks of this rank's GPU in GiB, with bytes that torch's allocator does not know of."""
+    """Return the peaks of this rank's GPU in GiB, with bytes that torch's allocator does not know of.
+
+    And how often it gave all that it kept back to the card, since nothing that was free was large enough.
+    """
     if not torch.cuda.is_available():
-        return {"allocated": 0.0, "reserved": 0.0}
+        return {"allocated": 0.0, "reserved": 0.0, "retries": 0}
     return {
+        "retries": torch.cuda.memory_stats()["num_alloc_retries"],
         "allocated": (torch.cuda.max_memory_allocated() + mapped) / GIB,
         "reserved": (torch.cuda.max_memory_reserved() + mapped) / GIB,
     }

@@ -133,7 +133,8 @@ def _tensor(field: np.ndarray) -> Tensor:
     return torch.from_numpy(field.copy())
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """Return the next multiple of MULTIPLE."""
     return max(MULTIPLE, -(-size // MULTIPLE) * MULTIPLE)
 
 
@@ -148,7 +149,7 @@ def _graphs(rows: Sequence[Row], max_nodes: int | None) -> GraphBatch:
 def graph_batch(graphs: Sequence[GraphSample], nodes: int | None = None) -> GraphBatch:
     """Pad graphs to `nodes` nodes; by default to those of the largest, rounded up to MULTIPLE."""
     sizes = [len(graph.metabolites) for graph in graphs]
-    nodes = _padded(max(sizes)) if nodes is None else nodes
+    nodes = padded(max(sizes)) if nodes is None else nodes
     mask = np.arange(nodes) < np.array(sizes)[:, None]
     index, features, positional = (
         np.zeros((*mask.shape, *shape), dtype)
@@ -189,7 +190,7 @@ def _texts(texts: Sequence[TextSample | None]) -> TextBatch:
     lengths = torch.tensor([0 if text is None else len(text.token_ids) for text in texts])
     descriptions = torch.tensor([0 if text is None else text.description_length for text in texts])
     answers = torch.tensor([0 if text is None else text.answer_start for text in texts])
-    token_ids = torch.zeros(len(texts), _padded(int(lengths.max())), dtype=torch.long)
+    token_ids = torch.zeros(len(texts), padded(int(lengths.max())), dtype=torch.long)
     for b, text in enumerate(texts):
         if text is not None:
             token_ids[b, : lengths[b]] = torch.from_numpy(text.token_ids)

@@ -2,9 +2,9 @@
 
 The order of samples is a function of (seed, pass) alone. A step's global batch is the next `samples_per_rank * world`
 samples of that order, and rank r takes its r-th slice. Where texts are read in training, neighbouring ranks deal the
-samples of their slices out so that each reads about as many tokens, for all wait for the longest. What is hidden from
-the fusion, and the phrasing of the text, are functions of (seed, pass, sample), so that two ranks see exactly what one
-process sees.
+samples of their slices out so that each reads about as many tokens, for all wait for the longest, and pad networks to
+one size. What is hidden from the fusion, and the phrasing of the text, are functions of (seed, pass, sample), so that
+two ranks see exactly what one process sees.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from data_pipeline import folders, text
 from data_pipeline.batch import MODALITIES, OBSERVABLE, PLANET_PARAMETERS, SPECTRUM, TEXT, Batch, TextSample
-from data_pipeline.collate import Memory, absent_row, collate_rows
+from data_pipeline.collate import Memory, absent_row, collate_rows, padded
 from data_pipeline.errors import InputError
 from data_pipeline.graph_folder import graph_samples
 from data_pipeline.join import JoinedSource, Missing, parse_parts
@@ -325,11 +325,13 @@ class BatchStream:
                 found.append((number, self.source.row(shard, row)))
             except BadSampleError as error:
                 self._leave_out(error)
+        nodes = None
         if self._deals:
+            nodes = padded(max((_nodes_of(row) for _, row in found), default=0))  # ranks that deal have one shape
             found = self._dealt(found, self._rank - first, after - first)
         while True:
             try:
-                return self._collate(found or [(int(passes[0]), absent_row("none"))])
+                return self._collate(found or [(int(passes[0]), absent_row("none"))], nodes)
             except BadSampleError as error:
                 self._leave_out(error)
                 found = [(number, row) for number, row in found if row.sample_id != error.sample_id]
@@ -348,9 +350,9 @@ class BatchStream:
                 self._said[number, row.sample_id] = told
         return [found[place] for place in mine]
 
-    def _collate(self, found: list[tuple[int, ToldRow]]) -> Batch:
+    def _collate(self, found: list[tuple[int, ToldRow]], nodes: int | None) -> Batch:
         texts, visible = zip(*self._write(found), strict=True)
-        return collate_rows([row for _, row in found], texts, self._memory, None, np.stack(visible))
+        return collate_rows([row for _, row in found], texts, self._memory, nodes, np.stack(visible))
 
     def _leave_out(self, error: BadSampleError) -> None:
         """Note a sample that cannot be used, or give up."""
@@ -433,6 +435,13 @@ class BatchStream:
             except BadSampleError:  # it is reported when its batch is made
                 continue
         return sizes
+
+
+def _nodes_of(row: ToldRow) -> int:
+    try:
+        return len(row.graph().metabolites)
+    except BadSampleError:  # whose turn it is will meet it again
+        return 0
 
 
 def deal(sizes: Sequence[int], ranks: int) -> list[list[int]]:

@@ -502,6 +502,7 @@ class FusedDecoder(nn.Module):
         self.shape, self.targets, self.recompute, self.offload = shape, tuple(targets), recompute, offload
         self.rank, self.turn_scale, self.within_gib, self.quantise = rank, turn_scale, within_gib, quantise
         self.last_again = 0  # how many layers kept their input alone in the last forward
+        self._held_and_free = -1, 0  # bytes that torch held when the card was last asked, and those that it had left
         room = Room()
         options: dict[str, Any] = {"dtype": dtype, "device": device}
         self.embedding = nn.Embedding(shape.vocabulary, shape.width, **options).requires_grad_(False)
@@ -592,7 +593,9 @@ class FusedDecoder(nn.Module):
         if self.recompute == "none" or not self.frequencies.is_cuda:
             return 0
         taken, held = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-        free = spare(taken, held, torch.cuda.mem_get_info()[0], self.within_gib)
+        if held != self._held_and_free[0]:  # the driver answers late while another thread pins memory: ask it seldom
+            self._held_and_free = held, torch.cuda.mem_get_info()[0]
+        free = spare(taken, *self._held_and_free, self.within_gib)
         return plan(len(self.layers), self.kept_bytes(tokens), free - self.working_bytes(tokens))
 
     def kept_bytes(self, tokens: int) -> tuple[int, int]:

@@ -521,6 +521,7 @@ def test_ranks_deal_real_texts_so_that_none_waits_long_for_another() -> None:
         read = [int(p.text.attention_mask.sum() + TOKENS_BESIDE * p.visible.sum()) for p in parts]
         slices = (one.text.attention_mask.sum(1) + TOKENS_BESIDE * one.visible.sum(1)).unflatten(0, (4, 6)).sum(1)
         assert max(read) < 1.02 * sum(read) / 4 and max(read) < int(slices.max())
+        assert {p.graph.mask.shape[1] for p in parts} == {one.graph.mask.shape[1]}  # one recording for all
 
 
 def test_dealing_gives_equal_numbers_and_sums() -> None:
