@@ -26,7 +26,7 @@ from trainers.communication import (
     walk,
 )
 from trainers.config import RunConfig
-from trainers.engine import DeepSpeedEngine, here, seed_step, start, weigh
+from trainers.engine import Coming, DeepSpeedEngine, here, seed_step, start, weigh
 from trainers.frozen import FrozenShares
 
 WAYS = ("ours-zero3", "ours-zero2", "fsdp2")
@@ -155,10 +155,11 @@ def _zero2(
         seed_step(config, done[0], dist.get_rank())
         optim.set_lr(engine.optimizer.optimizer, done[0], config.train.steps, config.optim)
         loss = engine(here(batch, device))
+        coming = Coming({"loss": loss})
         engine.backward(loss)
         engine.step()
         done[0] += 1
-        return float(loss.detach())
+        return coming.read()["loss"]
 
     def expected(_: Any, batch: Batch) -> dict[str, int]:
         own = {"all_reduce": 4 * (2 * root.terms + 1)}
@@ -173,8 +174,7 @@ def _among_ranks(objective: UnifiedObjective, config: RunConfig, batch: Batch, w
     if world == 1:
         return {}
     codes = of_contrast(samples * world, modalities, config.model.fusion.contrast_dim)
-    queue = objective.graph_vae.exemplars
-    return _added(codes, of_exemplars(samples * world, queue.edges.shape[1], queue.features.shape[1]))
+    return _added(codes, of_exemplars(samples * world, objective.graph_vae.exemplars.edges.shape[1]))
 
 
 def _added(*tables: dict[str, int]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -52,6 +53,7 @@ def options() -> argparse.ArgumentParser:
     p.add_argument("--result", type=Path, default=None)
     p.add_argument("--ds-config", default="", metavar="JSON", help="of our ZeRO-3 engine (ds_configs/)")
     p.add_argument("--brief", action="store_true", help="weak scaling, counters and profile alone")
+    p.add_argument("--no-strong", action="store_true", help="no strong scaling")
     p.add_argument(
         "--frozen", default="auto", choices=("auto", "copies", "gathers", "deepspeed"), help="see the engine"
     )
@@ -121,6 +123,8 @@ def train(asked: argparse.Namespace) -> dict[str, Any]:
         result["links"] = links(ledger, device) + fetches(training.frozen, device)
         if training.frozen is not None and device.type == "cuda":
             result["slowed_by_fetches"] = slowed_by_fetches(training.frozen, device)
+        if asked.no_strong:
+            return result
         few = asked.samples // world
         fewer = iter(OnDevice(stream_of(config, few), device))
         result["strong"] = timed(training, fewer, device, few, asked.warm_up, asked.steps)
@@ -130,16 +134,24 @@ def train(asked: argparse.Namespace) -> dict[str, Any]:
 def timed(
     training: Training, batches: Iterator[Batch], device: torch.device, samples: int, warm_up: int, steps: int
 ) -> dict[str, Any]:
-    """Make the steps; the median of those after warm-up, with tokens of all ranks."""
-    seconds, tokens, losses = [], [], []
+    """Make the steps, one after another; the median of those after warm-up, with tokens of all ranks.
+
+    A step lasts from its first kernel to that of the next one, as the clock of this rank's GPU has it: the host need
+    not wait for the end of a step.
+    """
+    marks: list[Any] = []
+    tokens, losses = [], []
+    wait(device)
     for _ in range(warm_up + steps):
         batch = next(batches)
-        wait(device)
-        began = time.perf_counter()
+        marks.append(mark(device) or time.perf_counter())
         losses.append(training.step(batch))
-        wait(device)
-        seconds.append(time.perf_counter() - began)
-        tokens.append(int(tokens_of((batch,))))
+        tokens.append(tokens_of((batch,)))
+    marks.append(mark(device) or time.perf_counter())
+    wait(device)
+    on_gpu = device.type == "cuda"
+    seconds = [a.elapsed_time(b) / 1e3 if on_gpu else b - a for a, b in itertools.pairwise(marks)]
+    tokens = [int(t) for t in tokens]
     of_ranks: list[Any] = [None] * dist.get_world_size()
     mapped = training.frozen.kept_bytes if training.frozen and training.frozen.operation == "copies" else 0
     dist.all_gather_object(of_ranks, (tokens[warm_up:], peaks(mapped)))

@@ -13,7 +13,7 @@ from data_pipeline.batch import Batch
 from models.fused_decoder import FusedDecoder
 from trainers import optim
 from trainers.config import RunConfig
-from trainers.engine import here, seed_step, start
+from trainers.engine import Coming, here, seed_step, start
 
 
 def stepper(
@@ -54,11 +54,12 @@ def stepper(
         seed_step(config, done[0], dist.get_rank())
         optim.set_lr(optimizer, done[0], config.train.steps, config.optim)
         loss: Tensor = root(here(batch, device))
+        coming = Coming({"loss": loss})
         loss.backward()
         nn.utils.clip_grad_norm_(trained, config.optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done[0] += 1
-        return float(loss.detach())
+        return coming.read()["loss"]
 
     return step
