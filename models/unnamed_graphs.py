@@ -413,6 +413,7 @@ def grow(
     least: Float[Tensor, " B"],
     steps: int,
     multiple: int = 1,
+    ahead: int = 0,
 ) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N N"]]:
     """Return labels and adjacency of new graphs; beyond its size a graph is empty.
 
@@ -423,14 +424,21 @@ def grow(
             mistakes. Labels are drawn as likely as they are.
         steps: Rounds in which the pairs of a node are revealed, at most.
         multiple: Patches are padded to a multiple of this many nodes.
+        ahead: Nodes that a graph may have more than another before it waits: waiting keeps patches narrow, not waiting
+            saves passes.
     """
     device, padded = size.device, -(-int(size.max()) // multiple) * multiple
     label = torch.full((len(size), padded), decoder.labels, device=device)
     state = torch.full((len(size), padded, padded), NONE, dtype=torch.int8, device=device)
     opened, newest, place = torch.zeros_like(size), torch.zeros_like(size), torch.arange(padded, device=device)
     turn = torch.full_like(size, LABEL)  # a first node has no parent
-    while len(rows := (newest < size).nonzero()[:, 0]):
-        cut = min(-(-(int(newest.max()) + 1) // multiple) * multiple, padded)
+    while True:
+        going = newest < size
+        last = torch.where(going, newest, padded).amin() + ahead
+        rows = (going & (newest <= last)).nonzero()[:, 0]
+        if len(rows) == 0:
+            break
+        cut = min(-(-(int(newest[rows].max()) + 1) // multiple) * multiple, padded)
         patch = Patch(newest[rows], opened[rows], size[rows], label[rows, :cut], state[rows, :cut, :cut])
         k = patch.newest
         name, row, turn[rows] = draw(decoder, patch, turn[rows], condition[rows], seed[rows], least[rows], steps)

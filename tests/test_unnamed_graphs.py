@@ -126,6 +126,8 @@ def test_what_is_drawn_for_a_graph_depends_on_its_seed_alone() -> None:
     size, least = torch.tensor([7, 6, 4]), torch.tensor([0.0, 0.1, 0.0])
     label, adjacency = grow(net, size, torch.zeros(3, 0), seeds, least, steps=3)
     alone = grow(net, size[1:2], torch.zeros(1, 0), seeds[1:2], least[1:2], steps=3, multiple=8)
+    faster = grow(net, size, torch.zeros(3, 0), seeds, least, steps=3, ahead=2)
+    assert torch.equal(faster[0], label) and torch.equal(faster[1], adjacency)
     assert torch.equal(alone[0][0, :6], label[1, :6]) and torch.equal(alone[1][0, :6, :6], adjacency[1, :6, :6])
     assert not adjacency.diagonal(dim1=1, dim2=2).any() and not adjacency[2, 4:].any() and label.max() <= 2
     assert (adjacency != adjacency.transpose(1, 2)).any()
@@ -214,7 +216,7 @@ def shuffled(labels: list[int], edges: list[tuple[int, int]], condition: float, 
 def test_a_condition_decides_between_a_labelled_directed_path_and_a_ring_of_more_nodes() -> None:
     kinds = {-1.0: ([0, 1, 2], [(0, 1), (1, 2)]), 1.0: ([1, 1, 1, 1], [(0, 1), (1, 2), (2, 3), (3, 0)])}
     graphs = [shuffled(*kinds[c], c, i) for i in range(8) for c in kinds]
-    model = OursUnnamed(CPU, dropout=0.0)
+    model = OursUnnamed(CPU)
     model.fit(set_of(graphs, True, 3), 400, 0)
     asked = np.float32([[-1.0], [1.0]] * 20)
     drawn = model.sample(asked, 0)
@@ -235,7 +237,7 @@ def test_what_the_bound_promises_to_all_graphs_of_at_most_two_nodes_is_at_most_c
     for labels in itertools.product(range(2), repeat=2):
         for forward, backward in itertools.product((False, True), repeat=2):
             graphs.append(Graph(np.array(labels), np.array([[False, forward], [backward, False]]), none))
-    model = OursUnnamed(CPU, dropout=0.0)
+    model = OursUnnamed(CPU)
     model.fit(set_of(graphs, True, 2), 60, 0)
     promised = sum(math.exp(-model.bound_nats([g] * 20)) for g in graphs)
     assert 0.5 < promised < 1.03
