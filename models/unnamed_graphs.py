@@ -358,7 +358,8 @@ class GrowthDecoder(nn.Module):
 
 
 def _film(x: Float[Tensor, "B N D"], site: tuple[Tensor, Tensor]) -> Float[Tensor, "B N D"]:
-    return torch.addcmul(site[1][:, None], x, 1.0 + site[0][:, None])
+    scale, shift = (part[:, None].to(x.dtype) for part in site)
+    return torch.addcmul(shift, x, 1.0 + scale)
 
 
 def _window(patch: Patch) -> tuple[Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
