@@ -94,7 +94,7 @@ class Ours:
             torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
             optimizer.step()
             if self.remembers:
-                self.model.exemplars.remember(batch, self.model.lived(batch, of, present), noise_seed)
+                self.model.exemplars.remember(batch, self.model.origin(batch, of, present), noise_seed)
             step += 1
         self.model.eval()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -14,15 +13,8 @@ from models.losses import gather_with_grad
 
 SHARPNESS = 30.0  # p(network | exemplar) falls by e for each thirtieth of Jaccard distance
 NOWHERE = -1e4  # logarithm of the share of what does not count
+STEEPNESS = 4.0  # of the shares, for faster learning
 _HIDDEN = 128
-
-
-class Surroundings(NamedTuple):
-    """The environments of some networks, as exemplars are compared by them."""
-
-    features: Float[Tensor, "B F"]  # graph_encoder.environment_features, float32
-    present: Bool[Tensor, " B"]
-    origin: Int[Tensor, " B"]  # a digest of the environment; of the network itself where there is none
 
 
 class Told(NamedTuple):
@@ -36,18 +28,15 @@ class Told(NamedTuple):
 class Exemplars(nn.Module):
     """A queue of the networks that training saw last, with p(exemplar | environment).
 
-    The share of an exemplar is a softmax over how well the environment suits its metabolites, less how far the
-    environment in which it was seen is from the one that is asked. q(exemplar | network) falls with the Jaccard
-    distance of the edges. Exemplars from the environment of the network itself are left out, so that the shares carry
-    over to environments that were never seen.
+    The share of an exemplar is a softmax over how well the environment suits its metabolites (a linear map from what
+    is known of the environment to each metabolite); q(exemplar | network) falls with the Jaccard distance of the edges.
+    Exemplars from the environment of the network itself are left out, so that the shares carry over to environments
+    that were never seen.
 
-    Source: the exemplar VAE (Norouzi, Fleet and Norouzi 2020), made conditional and discrete; the distance is a
-    nearest neighbour whose metric is learnt.
+    Source: the exemplar VAE (Norouzi, Fleet and Norouzi 2020), made conditional and discrete.
     """
 
     edges: Tensor
-    features: Tensor
-    present: Tensor
     origin: Tensor
     written: Tensor
     place: Tensor
@@ -69,9 +58,7 @@ class Exemplars(nn.Module):
         super().__init__()
         self.forget = forget
         self.register_buffer("edges", torch.zeros(size, len(pairs), dtype=torch.bool))
-        self.register_buffer("features", torch.zeros(size, features))
-        self.register_buffer("present", torch.zeros(size, dtype=torch.bool))
-        self.register_buffer("origin", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("origin", torch.zeros(size, dtype=torch.int64))  # digest of the environment
         self.register_buffer("written", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
         incidence = torch.zeros(len(pairs), metabolites).scatter_(1, pairs, 1.0)
@@ -79,35 +66,35 @@ class Exemplars(nn.Module):
         self.suits = nn.Linear(features, metabolites)
         nn.init.zeros_(self.suits.weight)
         nn.init.zeros_(self.suits.bias)
-        self.distance = nn.Parameter(torch.full((features,), -2.0))  # softplus of it: nats a unit of each number
         self.read = nn.Sequential(nn.Linear(len(pairs), _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, width))
 
-    def log_shares(self, asked: Surroundings, own: bool = True) -> tuple[Float[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
+    def log_shares(
+        self, features: Float[Tensor, "B F"], origin: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
         """Return the logarithms of the shares in float32, and which exemplars count.
 
         Args:
-            asked: Where the networks are to live.
-            own: Do exemplars from the very same environment count?
+            features: Of the environment (graph_encoder.environment_features); zeros where it is not known.
+            origin: Digests of environments whose exemplars are left out.
         """
-        features = asked.features * asked.present[:, None]
-        has = ((self.edges.to(features.dtype) @ self.incidence.to(features.dtype)) > 0).float()
-        suits = self.suits(features.to(self.suits.weight.dtype)).float() @ has.T
-        both = asked.present[:, None] & self.present
-        far = torch.einsum("bqf,f->bq", (features[:, None] - self.features).abs(), F.softplus(self.distance.float()))
+        dtype = self.suits.weight.dtype
+        has = (self.edges.to(dtype) @ self.incidence.to(dtype) > 0).float()
+        suits = STEEPNESS * self.suits(features.to(dtype)).float() @ has.T
         usable = self.written[None].expand_as(suits)
-        if not own:
-            usable = usable & (self.origin != asked.origin[:, None])
-        return torch.log_softmax(torch.where(usable, suits - far * both, NOWHERE), dim=1), usable
+        if origin is not None:
+            usable = usable & (self.origin != origin[:, None])
+        return torch.log_softmax(torch.where(usable, suits, NOWHERE), dim=1), usable
 
     def posterior(
         self,
         edges: Bool[Tensor, "B E"],
-        asked: Surroundings,
+        features: Float[Tensor, "B F"],
+        origin: Int[Tensor, " B"],
         seed: Int[Tensor, " B"],
         stream: int,
     ) -> Told:
         """Draw an exemplar for each network, most likely one that is most alike."""
-        log_share, usable = self.log_shares(asked, own=False)
+        log_share, usable = self.log_shares(features, origin)
         there, known = edges.float(), self.edges.float()
         shared = there @ known.T
         union = there.sum(1, keepdim=True) + known.sum(1) - shared
@@ -134,23 +121,20 @@ class Exemplars(nn.Module):
         return self.read(edges.to(first.weight.dtype)) * usable[:, None]
 
     @torch.no_grad()
-    def remember(self, edges: Bool[Tensor, "B E"], lived: Surroundings, seed: Int[Tensor, " B"]) -> None:
+    def remember(self, edges: Bool[Tensor, "B E"], origin: Int[Tensor, " B"], seed: Int[Tensor, " B"]) -> None:
         """Put the networks of a batch, of all ranks, in place of the oldest exemplars; empty ones do not stay.
 
         In the order of their seeds, so that ranks give what one process gives. One collective.
         """
-        parts = (edges, lived.features.float(), lived.present[:, None], lived.origin[:, None], seed[:, None])
-        whole = gather_with_grad(torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1))
-        widths = [part.shape[1] * part.element_size() for part in parts]
-        edges, features, present, origin, seed = (
-            column.clone(memory_format=torch.contiguous_format).view(part.dtype)
-            for column, part in zip(whole.split(widths, 1), parts, strict=True)
-        )
+        numbers = torch.stack([origin, seed], dim=1).view(torch.uint8)
+        whole = gather_with_grad(torch.cat([edges.view(torch.uint8), numbers], dim=1))
+        edges = whole[:, : edges.shape[1]].bool()
+        numbers = whole[:, edges.shape[1] :].clone(memory_format=torch.contiguous_format)
+        origin, seed = numbers.view(torch.int64).unbind(1)
         alive = edges.any(1)
-        order = torch.argsort(torch.where(alive, seed[:, 0], torch.iinfo(torch.int64).max))[: len(self.written)]
+        order = torch.argsort(torch.where(alive, seed, torch.iinfo(torch.int64).max))[: len(self.written)]
         where = (self.place + torch.arange(len(order), device=order.device)) % len(self.written)
-        self.edges[where], self.features[where], self.present[where] = edges[order], features[order], present[order, 0]
-        self.origin[where], self.written[where] = origin[order, 0], alive[order]
+        self.edges[where], self.origin[where], self.written[where] = edges[order], origin[order], alive[order]
         self.place.add_(alive[order].sum()).remainder_(len(self.written))
 
 

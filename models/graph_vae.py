@@ -14,7 +14,7 @@ from data_pipeline.errors import InputError
 from models import edge_set, noise
 from models.biochemistry import COMPOSITION, Chemistry
 from models.configs import GraphVAEConfig
-from models.exemplars import Exemplars, Surroundings, digest, draw
+from models.exemplars import Exemplars, digest, draw
 from models.graph_encoder import (
     ENVIRONMENT_FEATURES,
     EnvironmentEncoder,
@@ -163,15 +163,15 @@ class GraphVAE(nn.Module):
         if self.training:
             shift = noise.normal(seed, SHIFT, torch.arange(environment.shape[1], device=seed.device)[None])
             shift = self.config.environment_shift * shift
-        lived = self.lived(edges, environment, present, shift)
-        told = self.exemplars.posterior(edges, lived, seed, EXEMPLAR)
+        features = environment_features(environment, shift) * present[:, None]
+        told = self.exemplars.posterior(edges, features, self.origin(edges, environment, present), seed, EXEMPLAR)
         exemplar = self.exemplars.embed(told.row, told.usable, seed if self.training else None, FORGET)
         draws = torch.arange(self.config.draws, device=seed.device)[:, None]
         place = draws * _DRAW_STRIDE + torch.arange(edges.shape[1], device=seed.device)
         share = hidden_share(seed, SHARE, draws[None], self.config.all_hidden if all_hidden is None else all_hidden)
         hidden = noise.uniform(seed, HIDE, place[None]) < share
         state = torch.where(hidden, edge_set.HIDDEN, edges.long()[:, None])
-        condition = self.surroundings(lived.features, present) + exemplar
+        condition = self.surroundings(features, present) + exemplar
         return Decoded(self.decoder(state, condition).float(), hidden / share, told.kl_nats)
 
     def remember(
@@ -183,18 +183,13 @@ class GraphVAE(nn.Module):
     ) -> None:
         """Keep the networks of a training batch as exemplars; every rank must call it, outside of recorded graphs."""
         edges = self.edges(graph)
-        self.exemplars.remember(edges, self.lived(edges, environment, present), seed)
+        self.exemplars.remember(edges, self.origin(edges, environment, present), seed)
 
-    def lived(
-        self,
-        edges: Bool[Tensor, "B E"],
-        environment: Float[Tensor, "B V"],
-        present: Bool[Tensor, " B"],
-        shift: Float[Tensor, "B V"] | None = None,
-    ) -> Surroundings:
-        """Return where networks live; the shift does not change the digest."""
-        origin = torch.where(present, digest(environment), digest(edges.float()))
-        return Surroundings(environment_features(environment, shift), present, origin)
+    def origin(
+        self, edges: Bool[Tensor, "B E"], environment: Float[Tensor, "B V"], present: Bool[Tensor, " B"]
+    ) -> Int[Tensor, " B"]:
+        """Return a digest of the environment; of the network itself where there is none."""
+        return torch.where(present, digest(environment), digest(edges.float()))
 
     @torch.no_grad()
     def generate(
@@ -251,10 +246,10 @@ class GraphVAE(nn.Module):
         self, environment: Tensor, present: Tensor, seed: Tensor, stream: int, temperature: float = 1.0
     ) -> Float[Tensor, "B D"]:
         """Return what the decoder is told: the environment and an exemplar drawn for it."""
-        asked = Surroundings(environment_features(environment), present, torch.zeros_like(seed))
-        shares, usable = self.exemplars.log_shares(asked)
+        features = environment_features(environment) * present[:, None]
+        shares, usable = self.exemplars.log_shares(features)
         row = draw(torch.log_softmax(shares / temperature, dim=1), seed, stream)
-        return self.surroundings(asked.features, present) + self.exemplars.embed(row, usable.any(1))
+        return self.surroundings(features, present) + self.exemplars.embed(row, usable.any(1))
 
     def _assemble(self, chosen: Tensor, probability: Tensor, std: Tensor) -> GeneratedGraphs:
         """Turn sets of edges into networks whose nodes are the metabolites that the edges join."""

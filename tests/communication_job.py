@@ -53,9 +53,7 @@ def zero3(folder: Path, frozen_weights: str) -> dict[str, object]:
             "metrics": c.of_metrics(len(report.means)),
             "contrast": c.of_contrast(given[-1].present.shape[0] * engine.world, given[-1].present.shape[1], 8),
             "exemplars": c.of_exemplars(
-                given[-1].present.shape[0] * engine.world,
-                engine.objective.graph_vae.exemplars.edges.shape[1],
-                engine.objective.graph_vae.exemplars.features.shape[1],
+                given[-1].present.shape[0] * engine.world, engine.objective.graph_vae.exemplars.edges.shape[1]
             ),
         },
         "in_order": counted[: len(gathers)] == gathers,

@@ -547,15 +547,14 @@ def of_metrics(terms: int, accumulation: int = 1) -> dict[str, int]:
     return {"all_reduce": accumulation * 4 * (2 * terms + 1) + 8}
 
 
-def of_exemplars(samples: int, edges: int, features: int) -> dict[str, int]:
+def of_exemplars(samples: int, edges: int) -> dict[str, int]:
     """Return the bytes with which the networks of all ranks become exemplars (models/exemplars.py), a micro-batch.
 
     Args:
         samples: Of all ranks together.
-        edges: That are known: a byte each, beside two integers and a byte a network.
-        features: Numbers in float32 that describe an environment.
+        edges: That are known: a byte each, beside two integers a network.
     """
-    return {"all_gather": samples * (edges + 4 * features + 8 + 8 + 1)}
+    return {"all_gather": samples * (edges + 8 + 8)}
 
 
 def of_contrast(samples: int, modalities: int, width: int) -> dict[str, int]:
