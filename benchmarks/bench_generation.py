@@ -55,7 +55,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {  # of ours; only where --models names them
     "without_exemplars": ("benchmarks.ours_generation:Ours", {"remembers": False}),
-    "without_forgetting": ("benchmarks.ours_generation:Ours", {"forget": 0.0}),
     "without_shift": ("benchmarks.ours_generation:Ours", {"environment_shift": 0.0}),
     "one_draw": ("benchmarks.ours_generation:Ours", {"draws": 1}),
     "never_all_hidden": ("benchmarks.ours_generation:Ours", {"all_hidden": 0.0}),

@@ -21,10 +21,9 @@ class GraphVAEConfig:
     heads: int = 4
     encoder_layers: int = 2
     latent_dim: int = 40  # of the vector that the fusion reads
-    decoder_layers: int = 2
+    decoder_layers: int = 1
     decoder_width: int = 256
     exemplars: int = 1024  # networks that training saw last and a new one may be told after
-    forget: float = 0.1  # share of the edges of an exemplar that training hides
     mask: bool = True  # only edges that some known reaction makes; False: between any two metabolites
     all_hidden: float = 0.4  # share of training samples of which all edges are hidden
     draws: int = 4  # how often a training step hides edges of each network, with different shares
@@ -36,8 +35,7 @@ class GraphVAEConfig:
         require(
             self.width % self.heads == 0, "model.graph.width", self.width, f"must be a multiple of heads={self.heads}"
         )
-        for name in ("all_hidden", "forget"):
-            require(0.0 <= getattr(self, name) < 1.0, f"model.graph.{name}", getattr(self, name), "must be in [0, 1)")
+        require(0.0 <= self.all_hidden < 1.0, "model.graph.all_hidden", self.all_hidden, "must be in [0, 1)")
         shift = self.environment_shift
         require(shift >= 0.0, "model.graph.environment_shift", shift, "must be 0 or more")
         require(self.temperature >= 0.0, "model.graph.temperature", self.temperature, "must be 0 or more")

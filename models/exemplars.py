@@ -42,9 +42,7 @@ class Exemplars(nn.Module):
     place: Tensor
     incidence: Tensor
 
-    def __init__(
-        self, pairs: Int[Tensor, "E 2"], metabolites: int, features: int, width: int, size: int, forget: float
-    ) -> None:
+    def __init__(self, pairs: Int[Tensor, "E 2"], metabolites: int, features: int, width: int, size: int) -> None:
         """Build an empty queue.
 
         Args:
@@ -53,10 +51,8 @@ class Exemplars(nn.Module):
             features: Numbers that describe an environment.
             width: Numbers that embed an exemplar.
             size: Networks that are kept.
-            forget: Share of the edges of an exemplar that training hides, so that it is not copied blindly.
         """
         super().__init__()
-        self.forget = forget
         self.register_buffer("edges", torch.zeros(size, len(pairs), dtype=torch.bool))
         self.register_buffer("origin", torch.zeros(size, dtype=torch.int64))  # digest of the environment
         self.register_buffer("written", torch.zeros(size, dtype=torch.bool))
@@ -104,21 +100,11 @@ class Exemplars(nn.Module):
         kl = (log_posterior.exp() * (log_posterior - log_share)).sum(1)
         return Told(draw(log_posterior, seed, stream), any_usable, torch.where(any_usable, kl, 0.0))
 
-    def embed(
-        self,
-        row: Int[Tensor, " B"],
-        usable: Bool[Tensor, " B"],
-        seed: Int[Tensor, " B"] | None = None,
-        stream: int = 0,
-    ) -> Float[Tensor, "B D"]:
-        """Return what the decoder reads of an exemplar; zeros where there is none. A seed hides part of it."""
-        edges = self.edges[row]
-        if seed is not None:
-            places = torch.arange(edges.shape[1], device=row.device)[None]
-            edges = edges & (noise.uniform(seed, stream, places) > self.forget)
+    def embed(self, row: Int[Tensor, " B"], usable: Bool[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """Return what the decoder reads of an exemplar; zeros where there is none."""
         first = self.read[0]
         assert isinstance(first, nn.Linear)
-        return self.read(edges.to(first.weight.dtype)) * usable[:, None]
+        return self.read(self.edges[row].to(first.weight.dtype)) * usable[:, None]
 
     @torch.no_grad()
     def remember(self, edges: Bool[Tensor, "B E"], origin: Int[Tensor, " B"], seed: Int[Tensor, " B"]) -> None:

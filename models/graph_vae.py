@@ -25,7 +25,7 @@ from models.graph_encoder import (
 from models.losses import Term
 from models.masking import hidden_share
 
-EXEMPLAR, FORGET, SHARE, HIDE, SHIFT = range(1, 6)  # streams of noise
+EXEMPLAR, SHARE, HIDE, SHIFT = range(1, 5)  # streams of noise
 TOLD = 100  # first of the streams of the exemplars over which the probability of an edge is averaged
 TOLD_DRAWS = 32
 GENERATION_CHUNK = 128  # networks decoded at a time, for bounded memory; the result does not depend on it
@@ -101,7 +101,7 @@ class GraphVAE(nn.Module):
         self.encoder = GraphEncoder(width, config.heads, config.encoder_layers, config.latent_dim)
         self.recon = nn.Linear(config.latent_dim, len(pairs))
         self.surroundings = EnvironmentEncoder(width)
-        self.exemplars = Exemplars(pairs, metabolites, ENVIRONMENT_FEATURES, width, config.exemplars, config.forget)
+        self.exemplars = Exemplars(pairs, metabolites, ENVIRONMENT_FEATURES, width, config.exemplars)
         self.decoder = edge_set.EdgeSetDecoder(len(pairs), config.decoder_width, config.decoder_layers, width)
 
     def forward(
@@ -154,7 +154,7 @@ class GraphVAE(nn.Module):
     ) -> Decoded:
         """Hide edges, draw an exemplar that is like the network, and predict what is hidden.
 
-        In training the environment is shifted a little and part of the exemplar is hidden.
+        In training the environment is shifted a little.
 
         Args:
             all_hidden: Share of networks of which everything is hidden; config.all_hidden by default.
@@ -165,7 +165,7 @@ class GraphVAE(nn.Module):
             shift = self.config.environment_shift * shift
         features = environment_features(environment, shift) * present[:, None]
         told = self.exemplars.posterior(edges, features, self.origin(edges, environment, present), seed, EXEMPLAR)
-        exemplar = self.exemplars.embed(told.row, told.usable, seed if self.training else None, FORGET)
+        exemplar = self.exemplars.embed(told.row, told.usable)
         draws = torch.arange(self.config.draws, device=seed.device)[:, None]
         place = draws * _DRAW_STRIDE + torch.arange(edges.shape[1], device=seed.device)
         share = hidden_share(seed, SHARE, draws[None], self.config.all_hidden if all_hidden is None else all_hidden)

@@ -20,7 +20,7 @@ def edges(*rows: str) -> Tensor:
 
 def queue(size: int = 4) -> Exemplars:
     torch.manual_seed(0)
-    return Exemplars(PAIRS, 7, FEATURES, WIDTH, size, forget=0.1)
+    return Exemplars(PAIRS, 7, FEATURES, WIDTH, size)
 
 
 def filled() -> Exemplars:
@@ -81,18 +81,6 @@ def test_without_exemplars_nothing_is_told_and_gradients_are_finite() -> None:
     assert not told.usable.any() and not told.kl_nats.any() and not embedded.any()
     (embedded.sum() + told.kl_nats.sum()).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in exemplars.parameters())
-
-
-def test_training_hides_part_of_an_exemplar_and_evaluation_nothing() -> None:
-    pairs = torch.stack([torch.arange(1000), torch.arange(1, 1001)], 1)
-    exemplars = Exemplars(pairs, 1001, FEATURES, WIDTH, 1, forget=0.1)
-    exemplars.remember(torch.ones(1, 1000, dtype=torch.bool), torch.tensor([1]), torch.tensor([1]))
-    row, usable = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.bool)
-    read = []
-    exemplars.read.register_forward_hook(lambda _, given, __: read.append(given[0].sum().item()))
-    exemplars.embed(row, usable)
-    exemplars.embed(row, usable, torch.tensor([3]), 4)
-    assert read[0] == 1000 and read[1] == pytest.approx(900, abs=40)
 
 
 def test_rows_are_drawn_with_their_shares() -> None:

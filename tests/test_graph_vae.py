@@ -286,7 +286,6 @@ def test_a_network_is_drawn_without_an_environment_too(trained: GraphVAE) -> Non
         {"width": 33},
         {"exemplars": 0},
         {"all_hidden": 1.0},
-        {"forget": -0.1},
         {"temperature": -0.1},
         {"environment_shift": -1.0},
         {"sampling_steps": 0},
