@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -10,6 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 from jaxtyping import install_import_hook
+
+if importlib.util.find_spec("triton"):
+    import models.triton_kernels  # noqa: F401 (before the hook, inside of whose wrappers Triton finds no names)
 
 # Before the first import of any of them; training runs without the hook and does not pay for it.
 install_import_hook(["data_pipeline", "models", "trainers"], "beartype.beartype")
