@@ -257,10 +257,14 @@ class GrowthDecoder(nn.Module):
         base = self.log_sizes.expand(len(condition), -1)
         return base if self.sizes is None else base + self.sizes(condition)
 
-    def forward(self, patch: Patch, condition: Float[Tensor, "B C"]) -> GrowthScores:
-        """Return the scores; pairs with closed nodes are NONE for certain."""
+    def forward(self, patch: Patch, condition: Float[Tensor, "B C"], first: int = 0) -> GrowthScores:
+        """Return the scores; pairs with closed nodes are NONE for certain.
+
+        Args:
+            first: Nodes before it are closed in all graphs: they are read, but not scored.
+        """
         if patch.label.shape[1] <= WINDOW:
-            return self._scores(patch, condition, patch.size, torch.ones_like(patch.label, dtype=torch.bool))
+            return self._scores(patch, condition, patch.size, torch.ones_like(patch.label, dtype=torch.bool), first)
         count, index, looked_at = patch.label.shape[1], *_window(patch)
         label = torch.where(looked_at, patch.label.gather(1, index), self.labels)
         state = patch.state.gather(1, index[:, :, None].expand(-1, -1, count))
@@ -269,7 +273,7 @@ class GrowthDecoder(nn.Module):
         last = torch.full_like(patch.newest, index.shape[1] - 1)
         before = patch.newest - last  # of the window; less than nothing in graphs that do not fill it
         part = Patch(last, patch.opened - before, patch.size - before, label, state)
-        scores = self._scores(part, condition, patch.size, looked_at)
+        scores = self._scores(part, condition, patch.size, looked_at, 0)
         where = torch.where(looked_at, index, count)[..., None]
         none = torch.where(self.edge, NEVER, 0.0).expand(len(label), count + 1, -1)
         no_parent = none[..., 1:].scatter(1, where.expand(-1, -1, 3), scores.parent[:, :-1].unflatten(1, (-1, 3)))
@@ -280,7 +284,12 @@ class GrowthDecoder(nn.Module):
         )
 
     def _scores(
-        self, patch: Patch, condition: Float[Tensor, "B C"], wanted: Int[Tensor, " B"], looked_at: Bool[Tensor, "B N"]
+        self,
+        patch: Patch,
+        condition: Float[Tensor, "B C"],
+        wanted: Int[Tensor, " B"],
+        looked_at: Bool[Tensor, "B N"],
+        first: int,
     ) -> GrowthScores:
         size, count = patch.label.shape
         rows, place = torch.arange(size, device=condition.device), torch.arange(count, device=condition.device)
@@ -295,12 +304,12 @@ class GrowthDecoder(nn.Module):
         bias = self._bias(seen.kind, seen.walks, range(self.layers)) if block >= count else None
         joined = ((patch.state != NONE) & (patch.state != HIDDEN_PAIR)).to(x.dtype)
         sites = self.film(whole)
-        first = 0
+        scored, first = first, 0
         for layer in range(self.layers):
             h = _film(self.norms[2 * layer](x), sites[2 * layer])
             q, k, v = self.qkv[layer](h).view(size, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            if layer == self.layers - 1 and not torch.is_grad_enabled():
-                first = int(patch.opened.min())  # of those that are scored; in training it is not worth the wait
+            if layer == self.layers - 1:
+                first = scored
                 x, q = x[:, first:], q[:, :, first:]
             if bias is not None:
                 means = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[layer][..., first:, :].to(q.dtype))
@@ -435,14 +444,17 @@ def grow(
     turn = torch.full_like(size, LABEL)  # a first node has no parent
     while True:
         going = newest < size
-        last = torch.where(going, newest, padded).amin() + ahead
-        rows = (going & (newest <= last)).nonzero()[:, 0]
-        if len(rows) == 0:
+        going &= newest <= torch.where(going, newest, padded).amin() + ahead
+        facts = (going.sum(), torch.where(going, newest, 0).amax(), torch.where(going, opened, padded).amin())
+        number, most, first = torch.stack(facts).tolist()  # at once: each question to a GPU makes it wait
+        if number == 0:
             break
-        cut = min(-(-(int(newest[rows].max()) + 1) // multiple) * multiple, padded)
+        rows = going.byte().argsort(descending=True, stable=True)[:number]
+        cut = min(-(-(most + 1) // multiple) * multiple, padded)
         patch = Patch(newest[rows], opened[rows], size[rows], label[rows, :cut], state[rows, :cut, :cut])
         k = patch.newest
-        name, row, turn[rows] = draw(decoder, patch, turn[rows], condition[rows], seed[rows], least[rows], steps)
+        given = (turn[rows], condition[rows], seed[rows], least[rows])
+        name, row, turn[rows] = draw(decoder, patch, *given, steps, first)
         label[rows, k], state[rows, k, :cut], state[rows, :cut, k] = name, row, flipped(row)
         joined = row != NONE
         first = torch.where(joined.any(1), joined.byte().argmax(1), k)
@@ -458,19 +470,27 @@ def grow(
 
 
 def draw(
-    decoder: GrowthDecoder, patch: Patch, turn: Tensor, condition: Tensor, seed: Tensor, least: Tensor, steps: int
+    decoder: GrowthDecoder,
+    patch: Patch,
+    turn: Int[Tensor, " B"],
+    condition: Float[Tensor, "B C"],
+    seed: Int[Tensor, " B"],
+    least: Float[Tensor, " B"],
+    steps: int,
+    first: int = 0,
 ) -> tuple[Int[Tensor, " B"], Int[Tensor, "B N"], Int[Tensor, " B"]]:
     """Draw what is next of each newest node, each at its own pace: its parent, its label or some of its other pairs.
 
     Args:
         turn: PARENT, LABEL, or PAIRS and the number of rounds in which pairs were revealed.
+        first: No graph has an open node before it.
 
     Returns:
         Its label, its pairs and whose turn is next: PARENT when all of them are decided.
     """
     rows, place = torch.arange(len(turn), device=turn.device), torch.arange(patch.label.shape[1], device=turn.device)
     row = patch.state[rows, patch.newest]
-    scores = decoder(patch, condition)
+    scores = decoder(patch, condition, first)
     u = noise.uniform(seed, 1_000 * (patch.newest + 1) + turn, place[None])
     # Its parent: pairs with older nodes are none.
     parent = _draw(_likely(scores.parent, least), u[:, 0])[:, None]
