@@ -41,13 +41,8 @@ def _undirected(graph: GraphBatch) -> GraphBatch:
     return replace(graph, adjacency=graph.adjacency | graph.adjacency.transpose(1, 2), edge_type=both)
 
 
-def _unpositioned(graph: GraphBatch) -> GraphBatch:
-    return replace(graph, positional=torch.zeros_like(graph.positional))
-
-
 def _edgeless(graph: GraphBatch) -> GraphBatch:
-    empty = replace(graph, adjacency=torch.zeros_like(graph.adjacency), edge_type=torch.zeros_like(graph.edge_type))
-    return _unpositioned(empty)
+    return replace(graph, adjacency=torch.zeros_like(graph.adjacency), edge_type=torch.zeros_like(graph.edge_type))
 
 
 # What the encoder reads; what is to be told stays the whole directed network.
@@ -55,7 +50,6 @@ FORMS: Mapping[str, Callable[[GraphBatch], GraphBatch]] = {
     "ours": lambda graph: graph,
     "one_layer": lambda graph: graph,
     "without_environment": lambda graph: graph,
-    "without_positions": _unpositioned,
     "undirected": _undirected,
     "metabolites_alone": _edgeless,
 }

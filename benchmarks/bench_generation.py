@@ -57,7 +57,6 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {  # of ours; only where --mo
     "without_exemplars": ("benchmarks.ours_generation:Ours", {"remembers": False}),
     "without_shift": ("benchmarks.ours_generation:Ours", {"environment_shift": 0.0}),
     "one_draw": ("benchmarks.ours_generation:Ours", {"draws": 1}),
-    "never_all_hidden": ("benchmarks.ours_generation:Ours", {"all_hidden": 0.0}),
     "distinct": ("benchmarks.ours_generation:Ours", {"distinct": True}),
     "feasible": ("benchmarks.ours_generation:Ours", {"feasible": True}),
     "feasible_distinct": ("benchmarks.ours_generation:Ours", {"feasible": True, "distinct": True}),

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.rows import Row
 from data_pipeline.batch import GraphBatch, GraphSample
 from data_pipeline.collate import graph_batch
-from data_pipeline.graph_encoding import magnetic_laplacian
 from data_pipeline.variables import ENVIRONMENT, NODE_FEATURES
 from models.biochemistry import Chemistry
 from models.configs import GraphVAEConfig
@@ -93,7 +92,6 @@ def graph_vae(nodes: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
         metabolites=names,
         metabolite_index=np.arange(nodes),
         features=np.zeros((nodes, len(NODE_FEATURES)), np.float32),
-        positional=magnetic_laplacian(adjacency),
         edge_index=edges.T,
         edge_type=np.ones(len(edges), np.int64),
     )

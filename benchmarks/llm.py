@@ -177,7 +177,7 @@ def batch(load: Load, step: int, micro_batch: int) -> Batch:
     table, kinds = torch.zeros(rows, 0, dtype=torch.long), torch.zeros(rows, 0, 0, dtype=torch.long)
     return Batch(
         graph=GraphBatch(
-            mask=table.bool(), metabolite_index=table, features=nothing[..., None], positional=nothing[..., None],
+            mask=table.bool(), metabolite_index=table, features=nothing[..., None],
             adjacency=kinds.bool(), edge_type=kinds,
         ),
         climate=nothing.view(rows, 0, 1, 1),

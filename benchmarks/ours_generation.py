@@ -141,8 +141,7 @@ class Ours:
         present = self._present(len(graphs))
         places = torch.arange(len(graphs), device=self.device) * BOUND_DRAWS
         bounds = [
-            _bound(self.model.decode(edges, environments, present, places + draw, all_hidden=0.0), edges)
-            for draw in range(BOUND_DRAWS)
+            _bound(self.model.decode(edges, environments, present, places + draw), edges) for draw in range(BOUND_DRAWS)
         ]
         return float(torch.stack(bounds).mean())
 

@@ -2,7 +2,7 @@
 
 Axis letters, used in every shape of the project: B samples, N nodes (metabolites), E edges, F node features, C climate
 fields, H latitudes, W longitudes, O observables of a spectrum, S spectral bins, K planet parameters, V environment
-variables, L tokens, Q modalities, D width, P positional dimensions.
+variables, L tokens, Q modalities, D width.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ class GraphSample:
     metabolites: tuple[str, ...]  # BiGG ids with compartment, such as "pyr_c"; any names for other people's graphs
     metabolite_index: np.ndarray  # N int64, rows of the data set's vocabulary
     features: np.ndarray  # N F float32, variables.NODE_FEATURES
-    positional: np.ndarray  # N P float32, variables.POSITIONAL_DIM
     edge_index: np.ndarray  # 2 E int64, [substrate, product]
     edge_type: np.ndarray  # E int64, rows of variables.EDGE_TYPES, never 0
     organism: str = ""
@@ -72,12 +71,11 @@ class GraphBatch:
     mask: Bool[Tensor, "B N"]
     metabolite_index: Int[Tensor, "B N"]
     features: Float[Tensor, "B N F"]
-    positional: Float[Tensor, "B N P"]
     adjacency: Bool[Tensor, "B N N"]  # [b, substrate, product]
     edge_type: Int[Tensor, "B N N"]
 
     def to_pyg(self) -> PyGBatch:
-        """Return the same networks as one sparse PyG batch (x, metabolite_index, positional, edge_index, edge_type)."""
+        """Return the same networks as one sparse PyG batch (x, metabolite_index, edge_index, edge_type)."""
         graphs = []
         for b, size in enumerate(self.mask.sum(1).tolist()):
             edges = self.adjacency[b, :size, :size].nonzero().T
@@ -85,7 +83,6 @@ class GraphBatch:
                 Data(
                     x=self.features[b, :size],
                     metabolite_index=self.metabolite_index[b, :size],
-                    positional=self.positional[b, :size],
                     edge_index=edges,
                     edge_type=self.edge_type[b][edges[0], edges[1]],
                     num_nodes=size,

@@ -24,7 +24,7 @@ from data_pipeline.batch import (
 from data_pipeline.errors import InputError
 from data_pipeline.shard_rows import CUBE_DTYPE, CUBE_SHAPE, FIXED, Row, SampleRow, changed
 from data_pipeline.shards import SAMPLE_TENSORS, absent_graph
-from data_pipeline.variables import NODE_FEATURES, POSITIONAL_DIM, STAR_TEMPERATURE
+from data_pipeline.variables import NODE_FEATURES, STAR_TEMPERATURE
 
 MULTIPLE = 8  # nodes and tokens are padded to a multiple of it: few distinct shapes, and what tensor cores like
 SMALL_BYTES = 2**16  # below it fresh memory costs nothing worth saving
@@ -151,21 +151,17 @@ def graph_batch(graphs: Sequence[GraphSample], nodes: int | None = None) -> Grap
     sizes = [len(graph.metabolites) for graph in graphs]
     nodes = padded(max(sizes)) if nodes is None else nodes
     mask = np.arange(nodes) < np.array(sizes)[:, None]
-    index, features, positional = (
-        np.zeros((*mask.shape, *shape), dtype)
-        for shape, dtype in (((), np.int64), ((len(NODE_FEATURES),), np.float32), ((POSITIONAL_DIM,), np.float32))
-    )
+    index = np.zeros(mask.shape, np.int64)
+    features = np.zeros((*mask.shape, len(NODE_FEATURES)), np.float32)
     there = [graph for graph in graphs if graph.metabolites]
     if there:  # in one assignment for all networks: those nodes that are not padding, row by row
         index[mask] = np.concatenate([graph.metabolite_index for graph in there])
         features[mask] = np.concatenate([graph.features for graph in there])
-        positional[mask] = np.concatenate([graph.positional for graph in there])
     edge_type = _edge_types(graphs, nodes)
     return GraphBatch(
         mask=torch.from_numpy(mask),
         metabolite_index=torch.from_numpy(index),
         features=torch.from_numpy(features),
-        positional=torch.from_numpy(positional),
         adjacency=torch.from_numpy(edge_type > 0),
         edge_type=torch.from_numpy(edge_type),
     )

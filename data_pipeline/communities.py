@@ -19,7 +19,6 @@ from data_pipeline.batch import GraphSample
 from data_pipeline.environment import parse_environment
 from data_pipeline.errors import InputError
 from data_pipeline.flux_balance import SALTS, ActiveNetwork, solve
-from data_pipeline.graph_encoding import magnetic_laplacian
 from data_pipeline.graph_files import write_npz
 from data_pipeline.habitat import nutrients, viable_organisms
 from data_pipeline.metabolic_graph import composition, network_graph
@@ -81,15 +80,12 @@ def community_graph(pair: Community) -> GraphSample:
     nodes, edges = sorted(plain), sorted(kinds)
     place = {name: row for row, name in enumerate(nodes)}
     edge_index = np.array([(place[s], place[p]) for s, p in edges], np.int64).reshape(-1, 2).T
-    adjacency = np.zeros((len(nodes), len(nodes)), bool)
-    adjacency[tuple(edge_index)] = True
     ends = {*pair.feeder.secreted, *pair.fed.secreted} - set(pair.exchanged)
     features = [[*composition(plain[m]), float(m in pair.feeder.nutrients), float(m in ends)] for m in nodes]
     return GraphSample(
         metabolites=tuple(nodes),
         metabolite_index=np.zeros(len(nodes), np.int64),
         features=np.array(features, np.float32),
-        positional=magnetic_laplacian(adjacency),
         edge_index=edge_index,
         edge_type=np.array([kinds[edge] for edge in edges], np.int64),
         organism=f"{pair.feeder.organism} + {pair.fed.organism}",

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float
 
 from data_pipeline.batch import GraphSample
 from data_pipeline.errors import InputError
-from data_pipeline.graph_encoding import magnetic_laplacian
 from data_pipeline.variables import EDGE_TYPES, ENVIRONMENT, NODE_FEATURES
 
 MAX_NODES = 512  # of a file: the network of a whole organism
@@ -137,7 +136,6 @@ def read_npz(path: str | Path) -> tuple[GraphSample, np.ndarray | None]:
         metabolites=names,
         metabolite_index=np.zeros(nodes, np.int64),
         features=features,
-        positional=magnetic_laplacian(read.adjacency),
         edge_index=edge_index,
         edge_type=edge_type,
         organism=str(read.meta.get("organism", "")),

@@ -23,12 +23,11 @@ import numpy as np
 
 from data_pipeline.batch import GraphSample
 from data_pipeline.errors import InputError
-from data_pipeline.graph_encoding import magnetic_laplacian
 from data_pipeline.graph_files import read_folder, write_npz
 from data_pipeline.metabolic_graph import CURRENCY
 from data_pipeline.reaction_tables import base_of
 from data_pipeline.shards import write_bytes
-from data_pipeline.variables import EDGE_TYPES, MAX_METABOLITES, NODE_FEATURES, POSITIONAL_DIM
+from data_pipeline.variables import EDGE_TYPES, MAX_METABOLITES, NODE_FEATURES
 
 EDGE_COLUMNS = ("reaction", "substrate", "product")
 ENVIRONMENT_COLUMNS = ("pathway", "pH", "temp", "O2", "redox")  # K, mole fraction, V
@@ -39,10 +38,7 @@ Edge = tuple[str, str, int]  # substrate, product, type
 
 
 def graph_of(edges: Iterable[Edge]) -> GraphSample:
-    """Return the network of named edges; nodes come in the order in which they are first seen.
-
-    One of more than MAX_METABOLITES nodes has no positional encoding.
-    """
+    """Return the network of named edges; nodes come in the order in which they are first seen."""
     kinds: dict[tuple[str, str], int] = {}
     for substrate, product, kind in edges:
         if substrate != product:
@@ -50,16 +46,10 @@ def graph_of(edges: Iterable[Edge]) -> GraphSample:
     names = list(dict.fromkeys(name for pair in kinds for name in pair))
     rows = {name: row for row, name in enumerate(names)}
     edge_index = np.array([[rows[s], rows[p]] for s, p in kinds], np.int64).reshape(-1, 2).T
-    positional = np.zeros((len(names), POSITIONAL_DIM), np.float32)
-    if len(names) <= MAX_METABOLITES:  # larger ones are left out when written: a whole organism's would take minutes
-        adjacency = np.zeros((len(names), len(names)), bool)
-        adjacency[tuple(edge_index)] = True
-        positional = magnetic_laplacian(adjacency)
     return GraphSample(
         metabolites=tuple(names),
         metabolite_index=np.zeros(len(names), np.int64),
         features=np.zeros((len(names), len(NODE_FEATURES)), np.float32),
-        positional=positional,
         edge_index=edge_index,
         edge_type=np.array(list(kinds.values()), np.int64),
     )

@@ -14,7 +14,6 @@ import numpy as np
 
 from data_pipeline.batch import GraphSample
 from data_pipeline.flux_balance import ActiveNetwork
-from data_pipeline.graph_encoding import magnetic_laplacian
 from data_pipeline.reaction_tables import base_of, load_tables
 from data_pipeline.variables import EDGE_TYPES, NODE_FEATURES
 
@@ -121,14 +120,11 @@ def graph_of_kinds(
     place = {m: i for i, m in enumerate(names)}
     ordered = sorted(kinds)
     edge_index = np.array([(place[s], place[p]) for s, p in ordered], np.int64).reshape(-1, 2).T
-    adjacency = np.zeros((len(names), len(names)), bool)
-    adjacency[tuple(edge_index)] = True
     features = [[*composition(m), float(m in offered), float(m in secreted)] for m in names]
     return GraphSample(
         metabolites=tuple(names),
         metabolite_index=np.zeros(len(names), np.int64),
         features=np.array(features, np.float32).reshape(len(names), len(NODE_FEATURES)),
-        positional=magnetic_laplacian(adjacency),
         edge_index=edge_index,
         edge_type=np.array([kinds[e] for e in ordered], np.int64),
         organism=organism,

@@ -32,7 +32,6 @@ from data_pipeline.variables import (
     NODE_FEATURES,
     OBSERVABLES,
     PLANET,
-    POSITIONAL_DIM,
     SPECTRAL_BINS,
 )
 
@@ -57,7 +56,6 @@ SAMPLE_TENSORS: dict[str, tuple[str, tuple[int, ...]]] = {
 GRAPH_TENSORS: dict[str, tuple[str, tuple[int, ...]]] = {
     "metabolite_index": ("<i8", (-1,)),
     "features": ("<f4", (-1, len(NODE_FEATURES))),
-    "positional": ("<f4", (-1, POSITIONAL_DIM)),
     "edge_index": ("<i8", (2, -1)),
     "edge_type": ("<i8", (-1,)),
 }

@@ -135,4 +135,3 @@ ORGANICS = ENVIRONMENT_NAMES[8:]
 NODE_FEATURES = ("C", "H", "N", "O", "P", "S", "charge", "mass_da", "supplied", "end_product")
 EDGE_TYPES = ("none", "forward_only", "reversible", "transport")  # of the reaction that makes the edge; 0 is "no edge"
 MAX_METABOLITES = 64
-POSITIONAL_DIM = 16  # real and imaginary parts of 8 magnetic-Laplacian eigenvectors a node

@@ -25,7 +25,6 @@ class GraphVAEConfig:
     decoder_width: int = 256
     exemplars: int = 1024  # networks that training saw last and a new one may be told after
     mask: bool = True  # only edges that some known reaction makes; False: between any two metabolites
-    all_hidden: float = 0.4  # share of training samples of which all edges are hidden
     draws: int = 4  # how often a training step hides edges of each network, with different shares
     environment_shift: float = 0.1  # standard deviation of what training adds to the standardised environment
     sampling_steps: int = 16
@@ -35,7 +34,6 @@ class GraphVAEConfig:
         require(
             self.width % self.heads == 0, "model.graph.width", self.width, f"must be a multiple of heads={self.heads}"
         )
-        require(0.0 <= self.all_hidden < 1.0, "model.graph.all_hidden", self.all_hidden, "must be in [0, 1)")
         shift = self.environment_shift
         require(shift >= 0.0, "model.graph.environment_shift", shift, "must be 0 or more")
         require(self.temperature >= 0.0, "model.graph.temperature", self.temperature, "must be 0 or more")

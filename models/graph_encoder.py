@@ -13,7 +13,6 @@ from data_pipeline.variables import (
     ENVIRONMENT_NAMES,
     NODE_FEATURES,
     ORGANICS,
-    POSITIONAL_DIM,
     standardise,
 )
 from models.biochemistry import COMPOSITION
@@ -67,7 +66,7 @@ class GraphEncoder(nn.Module):
     def __init__(self, width: int, heads: int, layers: int, latent_dim: int) -> None:
         super().__init__()
         pair = torch.arange(TYPES * TYPES)
-        self.inputs = nn.Linear(COMPOSITION + 2 + POSITIONAL_DIM + 2, width)
+        self.inputs = nn.Linear(COMPOSITION + 2 + 2, width)
         self.transformer = GraphTransformer(
             width, heads, layers, width, successor=pair // TYPES > 0, predecessor=pair % TYPES > 0
         )
@@ -85,15 +84,7 @@ class GraphEncoder(nn.Module):
         real = graph.mask[..., None].to(identity.dtype)
         degrees = torch.stack([graph.adjacency.sum(1), graph.adjacency.sum(2)], -1).float().log1p()
         features = graph.features.float()
-        known = torch.cat(
-            [
-                scaled_composition(features[..., :COMPOSITION]),
-                features[..., COMPOSITION:],
-                graph.positional.float(),
-                degrees,
-            ],
-            -1,
-        )
+        known = torch.cat([scaled_composition(features[..., :COMPOSITION]), features[..., COMPOSITION:], degrees], -1)
         nodes = (identity + self.inputs(known.to(identity.dtype))) * real
         edge_type = graph.edge_type * graph.adjacency
         nodes = self.transformer(nodes, graph.mask, edge_type * TYPES + edge_type.transpose(1, 2), environment)

@@ -150,14 +150,10 @@ class GraphVAE(nn.Module):
         environment: Float[Tensor, "B V"],
         present: Bool[Tensor, " B"],
         seed: Int[Tensor, " B"],
-        all_hidden: float | None = None,
     ) -> Decoded:
         """Hide edges, draw an exemplar that is like the network, and predict what is hidden.
 
         In training the environment is shifted a little.
-
-        Args:
-            all_hidden: Share of networks of which everything is hidden; config.all_hidden by default.
         """
         shift = None
         if self.training:
@@ -168,7 +164,7 @@ class GraphVAE(nn.Module):
         exemplar = self.exemplars.embed(told.row, told.usable)
         draws = torch.arange(self.config.draws, device=seed.device)[:, None]
         place = draws * _DRAW_STRIDE + torch.arange(edges.shape[1], device=seed.device)
-        share = hidden_share(seed, SHARE, draws[None], self.config.all_hidden if all_hidden is None else all_hidden)
+        share = hidden_share(seed, SHARE, draws[None])
         hidden = noise.uniform(seed, HIDE, place[None]) < share
         state = torch.where(hidden, edge_set.HIDDEN, edges.long()[:, None])
         condition = self.surroundings(features, present) + exemplar

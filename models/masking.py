@@ -15,12 +15,9 @@ from models import noise
 LEAST_SHARE = 0.05  # that training hides
 
 
-def hidden_share(
-    seed: Int[Tensor, " B"], stream: int, place: Int[Tensor, "#B *places"], all_hidden: float
-) -> Float[Tensor, "#B *places"]:
-    """Return the share to hide in training: everything for `all_hidden` of the samples, else uniform in (0.05, 1)."""
-    u = noise.uniform(seed, stream, place)
-    return torch.where(u < all_hidden, 1.0, LEAST_SHARE + (1.0 - LEAST_SHARE) * (u - all_hidden) / (1.0 - all_hidden))
+def hidden_share(seed: Int[Tensor, " B"], stream: int, place: Int[Tensor, "#B *places"]) -> Float[Tensor, "#B *places"]:
+    """Return the share to hide in training, uniform in (0.05, 1)."""
+    return LEAST_SHARE + (1.0 - LEAST_SHARE) * noise.uniform(seed, stream, place)
 
 
 def reveal(

@@ -26,7 +26,6 @@ from data_pipeline.variables import (
     NODE_FEATURES,
     OBSERVABLES,
     PLANET,
-    POSITIONAL_DIM,
     SPECTRAL_BINS,
 )
 
@@ -56,7 +55,6 @@ def chain(*metabolites: str) -> GraphSample:
         metabolites=metabolites,
         metabolite_index=np.arange(nodes),
         features=np.repeat(np.arange(nodes, dtype=np.float32)[:, None], len(NODE_FEATURES), axis=1),
-        positional=np.zeros((nodes, POSITIONAL_DIM), np.float32),
         edge_index=np.stack([np.arange(nodes - 1), np.arange(1, nodes)]),
         edge_type=np.full(nodes - 1, 2),
         organism="iML1515",

@@ -12,7 +12,6 @@ from data_fixture import chain
 
 from data_pipeline import graph_files
 from data_pipeline.errors import InputError
-from data_pipeline.graph_encoding import magnetic_laplacian
 
 
 def save(path: Path, **arrays: Any) -> Path:
@@ -119,17 +118,3 @@ def test_graphml_holds_nodes_directed_edges_and_facts(tmp_path: Path) -> None:
     assert (edge.attrib["source"], edge.attrib["target"]) == ("a&b", "c")
     assert [d.text for d in edge] == ["reversible"]
     assert [d.text for d in root.iter(f"{space}data")][0] == "True"
-
-
-def test_the_magnetic_laplacian_of_one_edge_is_known_by_hand() -> None:
-    encoding = magnetic_laplacian(np.array([[False, True], [False, False]])).reshape(2, 2, 8)
-    first = encoding[:, 0, 0] + 1j * encoding[:, 1, 0]
-    # [[1, -u], [-1/u, 1]] with u = exp(0.2 pi i) sends (1, 1/u) to 0; its length is scaled to sqrt 2
-    assert abs(first - np.exp([0.0, -0.2j * np.pi])).max() < 1e-6
-    assert not encoding[:, :, 2:].any()
-
-
-def test_the_encoding_tells_an_edge_from_its_reverse() -> None:
-    path = np.array([[False, True, False], [False, False, True], [False, False, False]])
-    assert not np.allclose(magnetic_laplacian(path), magnetic_laplacian(path.T))
-    assert magnetic_laplacian(np.zeros((0, 0), bool)).shape == (0, 16)

@@ -10,7 +10,6 @@ import pytest
 
 from benchmarks import metabolic_metrics, metabolic_sets, public_sets
 from benchmarks.graph_sets import GraphSet
-from data_pipeline import graph_encoding
 from data_pipeline.batch import GraphSample
 from data_pipeline.errors import InputError
 from data_pipeline.graph_files import write_npz
@@ -219,12 +218,10 @@ def test_what_is_wrong_with_a_packed_file_is_named(
 
 
 def test_environments_of_single_graphs_are_their_conditions(tmp_path: Path) -> None:
-    adjacency = np.array([[0, 1], [0, 0]], bool)
     sample = GraphSample(
         metabolites=("a", "b"),
         metabolite_index=np.zeros(2, np.int64),
         features=np.zeros((2, len(NODE_FEATURES)), np.float32),
-        positional=graph_encoding.magnetic_laplacian(adjacency),
         edge_index=np.array([[0], [1]]),
         edge_type=np.ones(1, np.int64),
     )

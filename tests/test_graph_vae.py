@@ -42,7 +42,6 @@ def batch_of(networks: list[int], nodes: int = 8) -> GraphBatch:
         mask=torch.zeros(size, nodes, dtype=torch.bool),
         metabolite_index=torch.zeros(size, nodes, dtype=torch.long),
         features=torch.zeros(size, nodes, 10),
-        positional=torch.zeros(size, nodes, 16),
         adjacency=torch.zeros(size, nodes, nodes, dtype=torch.bool),
         edge_type=torch.zeros(size, nodes, nodes, dtype=torch.long),
     )
@@ -174,7 +173,6 @@ def test_reversing_an_edge_changes_the_latent() -> None:
         mask=graph.mask,
         metabolite_index=graph.metabolite_index,
         features=graph.features,
-        positional=graph.positional,
         adjacency=graph.adjacency.transpose(1, 2),
         edge_type=graph.edge_type.transpose(1, 2),
     )
@@ -285,7 +283,6 @@ def test_a_network_is_drawn_without_an_environment_too(trained: GraphVAE) -> Non
     [
         {"width": 33},
         {"exemplars": 0},
-        {"all_hidden": 1.0},
         {"temperature": -0.1},
         {"environment_shift": -1.0},
         {"sampling_steps": 0},

@@ -83,7 +83,6 @@ def test_an_sbml_model_leaves_carriers_out(tmp_path: Path) -> None:
     (tmp_path / "toy.xml").write_text(SBML)
     graph = kegg.read_any(tmp_path)["toy"]
     assert edges(graph) == {("g6p_c", "f6p_c", 2), ("f6p_c", "g6p_c", 2), ("f6p_c", "fdp_c", 1)}
-    assert graph.positional.shape == (3, 16)
     assert kegg.main([str(tmp_path), "--out", str(tmp_path / "npz")]) == 0
     ((_, again, environment),) = read_folder(tmp_path / "npz")
     assert edges(again) == edges(graph) and environment is None
@@ -97,12 +96,6 @@ def test_graphs_that_are_too_large_or_empty_are_left_out_by_name(
     assert kegg.main([str(tmp_path / "edges.csv"), "--out", str(tmp_path / "npz")]) == 0
     said = capsys.readouterr()
     assert "left out (no edge, or over 64 metabolites): big, loop" in said.err and "1 graphs in" in said.out
-
-
-def test_a_whole_organism_is_read_without_the_eigenvectors_that_nobody_will_use() -> None:
-    graph = kegg.graph_of((f"m{n}", f"m{n + 1}", 1) for n in range(4000))
-    assert len(graph.metabolites) == 4001 and not graph.positional.any()
-    assert kegg.graph_of([("A", "B", 1)]).positional.any()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_what_was_solved_is_read_back_and_what_makes_no_atp_is_left_out(solved: 
     again = assemble.solve(ON_GLUCOSE)
     assert again is not None
     assert (graph.metabolites, graph.nutrients, graph.organism) == (again.metabolites, again.nutrients, again.organism)
-    for name in ("metabolite_index", "features", "positional", "edge_index", "edge_type"):
+    for name in ("metabolite_index", "features", "edge_index", "edge_type"):
         np.testing.assert_array_equal(getattr(graph, name), getattr(again, name))
     assert places[ON_GLUCOSE].key == assemble.network_keys({ON_GLUCOSE: again})[ON_GLUCOSE]
 

@@ -29,7 +29,6 @@ from data_pipeline.variables import (
     NODE_FEATURES,
     OBSERVABLES,
     PLANET,
-    POSITIONAL_DIM,
     SPECTRAL_BINS,
 )
 from models.biochemistry import Chemistry
@@ -241,7 +240,6 @@ def largest_batch(config: RunConfig, metabolites: int, samples: int | None = Non
             mask=torch.ones(size, nodes, dtype=torch.bool),
             metabolite_index=torch.arange(nodes).clamp(max=metabolites - 1).expand(size, -1).clone(),
             features=torch.zeros(size, nodes, len(NODE_FEATURES)),
-            positional=torch.zeros(size, nodes, POSITIONAL_DIM),
             adjacency=chain,
             edge_type=chain.long(),
         ),
