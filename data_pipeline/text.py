@@ -135,14 +135,13 @@ def brightness_temperature(sample: Sample) -> tuple[float, float]:
     p = dict(zip(_PLANET_NAMES, sample.planet.astype(float).tolist(), strict=True))
     inside = _inside(*WINDOW_UM)
     weight = 1.0 / sample.spectrum_error_ppm[1, inside].astype(float) ** 2
-    whole = float(weight.sum())
-    depth, error = float((sample.spectrum_ppm[1, inside] * weight).sum()) / whole, whole**-0.5
-    wavelength = float((_middle()[inside] * weight).sum()) / whole
+    depth, error = float((sample.spectrum_ppm[1, inside] * weight).sum() / weight.sum()), float(weight.sum() ** -0.5)
+    wavelength = float((_middle()[inside] * weight).sum() / weight.sum())
     ratio = (p["radius_earth"] / (p["star_radius_sun"] * _SUN_RADII_EARTH)) ** 2
-    star = 1.0 / math.expm1(_RADIATION_UM_K / (wavelength * p["star_temperature_k"]))
+    star = 1.0 / np.expm1(_RADIATION_UM_K / (wavelength * p["star_temperature_k"]))
 
     def kelvin(ppm: float) -> float:
-        return _RADIATION_UM_K / wavelength / math.log1p(ratio / (max(ppm, 0.1 * error) * 1e-6 * star))
+        return float(_RADIATION_UM_K / wavelength / np.log1p(ratio / (max(ppm, 0.1 * error) * 1e-6 * star)))
 
     return kelvin(depth), (kelvin(depth + error) - kelvin(depth - error)) / 2
 

@@ -15,7 +15,7 @@ def test_an_argument_is_put_together_as_it_was_taken_apart() -> None:
     batch = next(batches(0, 1))
     tensors: list[torch.Tensor] = []
     outlines = outline([batch.graph, {"a": batch.planet}, None, 3], tensors)
-    assert len(tensors) == 7 and outlines[1] == {"a": Place(6)}
+    assert len(tensors) == 6 and outlines[1] == {"a": Place(5)}
     again = fill(outlines, tuple(t + 1 if t.is_floating_point() else t for t in tensors))
     assert torch.equal(again[0].features, batch.graph.features + 1) and again[0].mask is batch.graph.mask
     assert torch.equal(again[1]["a"], batch.planet + 1) and again[2:] == [None, 3]
