@@ -16,14 +16,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from benchmarks.graph_sets import Graph, GraphSet
-from data_pipeline import habitat, reaction_db
+from data_pipeline import reaction_db
 from data_pipeline.errors import InputError
 from data_pipeline.variables import ENVIRONMENT
 from models.biochemistry import Chemistry
 from models.configs import GraphVAEConfig
 from models.graph_vae import Decoded, GraphVAE
-from trainers import metrics, oracle
-from trainers.networks import Network, draw_accepted
+from trainers import metrics
+from trainers.networks import Network, critic, draw_accepted
 
 BATCH = 128
 PEAK_LR, WARM_UP_STEPS, WEIGHT_DECAY, CLIP_NORM = 2e-3, 50, 0.01, 1.0
@@ -103,19 +103,8 @@ class Ours:
         if not self.conditioned:
             return self._unconditional(conditions, seed)
         environments = np.asarray(conditions, np.float32)
-        nutrients = [habitat.nutrients(e) for e in environments]
-        makes_atp: dict[oracle.Question, bool] = {}
-
-        def accept(networks: Sequence[Network]) -> list[bool]:
-            keys = [(e.tobytes(), n.edges) for e, n in zip(environments, networks, strict=True)]
-            good = metrics.first_of_each(keys) if self.distinct else [True] * len(keys)
-            if self.feasible:
-                asked = [oracle.Question(n.edges, given) for n, given in zip(networks, nutrients, strict=True)]
-                waiting = [question for question in dict.fromkeys(asked) if question not in makes_atp]
-                makes_atp.update(zip(waiting, oracle.atp_feasible(waiting, processes=1), strict=True))
-                good = [makes_atp[question] and g for question, g in zip(asked, good, strict=True)]
-            return good
-
+        # In this process alone: rows of the benchmark run beside each other.
+        accept = critic(environments, self.feasible, self.distinct, processes=1)
         networks, _, _ = draw_accepted(self.model, self.vocabulary, environments, seed, accept)
         return [_graph(network, condition) for network, condition in zip(networks, conditions, strict=True)]
 

@@ -15,6 +15,7 @@ from models.graph_layers import FiLM, film
 from models.masking import reveal
 
 ABSENT, PRESENT, HIDDEN = 0, 1, 2
+LEAST_SHARE = 0.05  # that training hides
 
 
 class EdgeSetDecoder(nn.Module):
@@ -34,13 +35,18 @@ class EdgeSetDecoder(nn.Module):
 
     def forward(self, state: Int[Tensor, "B R E"], condition: Float[Tensor, "B D"]) -> Float[Tensor, "B R E"]:
         """Return the log-odds of presence; `state` holds ABSENT, PRESENT or HIDDEN in R draws a sample."""
-        hidden_share = (state == HIDDEN).to(condition.dtype).mean(-1, keepdim=True)
+        share = (state == HIDDEN).to(condition.dtype).mean(-1, keepdim=True)
         known = torch.cat([(state == PRESENT).to(condition.dtype), (state == ABSENT).to(condition.dtype)], dim=-1)
-        x = self.read(torch.cat([known, hidden_share], dim=-1))
+        x = self.read(torch.cat([known, share], dim=-1))
         given = condition[:, None].expand(-1, x.shape[1], -1)
         for block, norm, site in zip(self.blocks, self.norms, self.film(condition), strict=False):
             x = x + block(torch.cat([film(norm(x), site), given], dim=-1))
         return self.write(self.norms[-1](x))
+
+
+def hidden_share(seed: Int[Tensor, " B"], stream: int, place: Int[Tensor, "#B *places"]) -> Float[Tensor, "#B *places"]:
+    """Return the share to hide in training, uniform in (0.05, 1)."""
+    return LEAST_SHARE + (1.0 - LEAST_SHARE) * noise.uniform(seed, stream, place)
 
 
 def sample(

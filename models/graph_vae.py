@@ -23,7 +23,6 @@ from models.graph_encoder import (
     scaled_composition,
 )
 from models.losses import Term
-from models.masking import hidden_share
 
 EXEMPLAR, SHARE, HIDE, SHIFT = range(1, 5)  # streams of noise
 TOLD = 100  # first of the streams of the exemplars over which the probability of an edge is averaged
@@ -164,7 +163,7 @@ class GraphVAE(nn.Module):
         exemplar = self.exemplars.embed(told.row, told.usable)
         draws = torch.arange(self.config.draws, device=seed.device)[:, None]
         place = draws * _DRAW_STRIDE + torch.arange(edges.shape[1], device=seed.device)
-        share = hidden_share(seed, SHARE, draws[None])
+        share = edge_set.hidden_share(seed, SHARE, draws[None])
         hidden = noise.uniform(seed, HIDE, place[None]) < share
         state = torch.where(hidden, edge_set.HIDDEN, edges.long()[:, None])
         condition = self.surroundings(features, present) + exemplar

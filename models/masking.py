@@ -1,4 +1,4 @@
-"""What absorbing-mask denoisers share: how much training hides, and what sampling reveals next.
+"""What absorbing-mask denoisers share: what sampling reveals next.
 
 Source: Austin et al. 2021; Sahoo et al. 2024. Sampling starts with all hidden and reveals in T steps, the surest first;
 T = 1 is one-shot decoding.
@@ -9,15 +9,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from models import noise
-
-LEAST_SHARE = 0.05  # that training hides
-
-
-def hidden_share(seed: Int[Tensor, " B"], stream: int, place: Int[Tensor, "#B *places"]) -> Float[Tensor, "#B *places"]:
-    """Return the share to hide in training, uniform in (0.05, 1)."""
-    return LEAST_SHARE + (1.0 - LEAST_SHARE) * noise.uniform(seed, stream, place)
 
 
 def reveal(

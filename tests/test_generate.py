@@ -12,11 +12,12 @@ import torch
 
 from data_pipeline import graph_files, habitat, shards
 from data_pipeline.environment import parse_environment
+from data_pipeline.variables import ENVIRONMENT
 from models.biochemistry import Chemistry
 from models.configs import ModelConfig
 from models.objectives import build_objective
 from trainers import generate, oracle
-from trainers.networks import REDRAWS, Network, draw, draw_accepted, find_graph_vae
+from trainers.networks import REDRAWS, Network, critic, draw, draw_accepted, find_graph_vae
 from trainers.records import read_records
 
 
@@ -100,6 +101,30 @@ def test_what_the_critic_refuses_is_drawn_again_and_the_rest_stays(
     assert [n.edges == f.edges for n, f in zip(networks, first, strict=True)] == [True, False, True]
     _, accepted, redrawn = draw_accepted(*given, lambda networks: [False] * len(networks))
     assert accepted == [False] * 3 and redrawn == 3 * REDRAWS
+
+
+def test_the_critic_asks_once_about_a_network_and_tells_repetitions_by_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def network(*edges: tuple[int, int]) -> Network:
+        return Network(("a_c", "b_c"), np.arange(2), np.array(edges), np.ones(len(edges), int), np.zeros(len(edges)))
+
+    forth, back = network((0, 1)), network((1, 0))
+    environments = np.ones((4, len(ENVIRONMENT)), np.float32)
+    environments[3, 0] = 2.0
+    asked: list[list[frozenset]] = []
+
+    def feasible(questions: list, processes: int | None) -> list[bool]:
+        asked.append([q.edges for q in questions])
+        return [q.edges == forth.edges for q in questions]
+
+    monkeypatch.setattr(oracle, "atp_feasible", feasible)
+    drawn = [forth, back, forth, forth]
+    assert critic(environments, False, True)(drawn) == [True, True, False, True]
+    accept = critic(environments, True, True)
+    assert accept(drawn) == [True, False, False, True]
+    assert accept([forth, forth, back, back]) == [True, False, False, False]
+    assert asked == [[forth.edges, back.edges], []]
 
 
 def test_real_networks_make_atp_in_their_own_environment_and_use_known_edges(dataset: Path) -> None:

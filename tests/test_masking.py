@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.masking import hidden_share, reveal
+from models.edge_set import hidden_share
+from models.masking import reveal
 from models.pair_states import BACKWARD, BOTH, FORWARD, NONE, flipped, pair_state
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from data_pipeline.order import generator
 from data_pipeline.variables import ENVIRONMENT
 from models.language import load_tokenizer
 from models.objectives import UnifiedObjective
-from trainers import calibration, checkpoint, metrics, oracle
+from trainers import calibration, checkpoint, oracle
 from trainers.config import RunConfig
 from trainers.evaluate import find_run, plain
-from trainers.networks import REDRAWS, Network, draw_accepted, find_graph_vae
+from trainers.networks import REDRAWS, Network, critic, draw_accepted, find_graph_vae
 
 PARTS = ("unified", "graph_vae")
 
@@ -79,13 +78,8 @@ def generate(
 
     nutrients = habitat.nutrients(environment)
 
-    def accept(networks: Sequence[Network]) -> list[bool]:
-        edges = [n.edges for n in networks]
-        new = metrics.first_of_each(edges) if distinct else [True] * len(edges)
-        runs = oracle.atp_feasible([oracle.Question(e, nutrients) for e in edges]) if feasible else new
-        return [a and b for a, b in zip(new, runs, strict=True)]
-
     model, asked = find_graph_vae(objective), np.repeat(environment[None], count, axis=0)
+    accept = critic(asked, feasible, distinct)
     networks, _, redrawn = draw_accepted(model, chemistry.metabolites, asked, seed, accept)
     runners = oracle.organisms([oracle.Question(n.edges, nutrients) for n in networks])
     report: dict[str, Any] = {

@@ -95,8 +95,8 @@ def share(answers: Sequence[bool]) -> float:
 
 def first_of_each(keys: Sequence[Hashable]) -> list[bool]:
     """Return for each key whether none before it is equal."""
-    seen: set[Hashable] = set()
-    return [not (key in seen or seen.add(key)) for key in keys]  # type: ignore[func-returns-value]
+    place: dict[Hashable, int] = {}
+    return [place.setdefault(key, number) == number for number, key in enumerate(keys)]
 
 
 def uniqueness(networks: Sequence[Hashable]) -> float:

@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
+from data_pipeline import habitat
 from models.graph_vae import GraphVAE
+from trainers import metrics, oracle
 from trainers.records import Edges
 
 REDRAWS = 8  # how often a network that is not accepted is drawn again, at most
@@ -73,6 +75,33 @@ def draw(
     return networks
 
 
+def critic(
+    environments: Float[np.ndarray, "n V"], feasible: bool, distinct: bool, processes: int | None = None
+) -> Callable[[Sequence[Network]], list[bool]]:
+    """Return what says of each network, drawn for its environment, whether it may stay; see `draw_accepted`.
+
+    Args:
+        environments: In physical units, variables.ENVIRONMENT.
+        feasible: One known organism must make ATP with it.
+        distinct: It must not repeat one before it in the same environment.
+        processes: That judge; by default what oracle.atp_feasible chooses.
+    """
+    nutrients = [habitat.nutrients(environment) for environment in environments]
+    makes_atp: dict[oracle.Question, bool] = {}
+
+    def accept(networks: Sequence[Network]) -> list[bool]:
+        keys = [(environment.tobytes(), n.edges) for environment, n in zip(environments, networks, strict=True)]
+        good = metrics.first_of_each(keys) if distinct else [True] * len(keys)
+        if feasible:
+            asked = [oracle.Question(n.edges, offered) for n, offered in zip(networks, nutrients, strict=True)]
+            waiting = [question for question in dict.fromkeys(asked) if question not in makes_atp]
+            makes_atp.update(zip(waiting, oracle.atp_feasible(waiting, processes), strict=True))
+            good = [makes_atp[question] and new for question, new in zip(asked, good, strict=True)]
+        return good
+
+    return accept
+
+
 def draw_accepted(
     model: GraphVAE,
     metabolites: tuple[str, ...],
@@ -83,7 +112,8 @@ def draw_accepted(
     """Draw as `draw` does, and again what a critic does not accept.
 
     Args:
-        accept: Says of each network whether it may stay; it sees all of them, those that it accepted before too.
+        accept: Says of each network whether it may stay (`critic`); it sees all of them, those that it accepted before
+            too.
 
     Returns:
         The networks, which of them are accepted in the end, and how many more were drawn.
