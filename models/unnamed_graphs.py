@@ -21,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 
 from models import noise
 from models.graph_layers import FiLM
-from models.masking import reveal
 from models.pair_states import BACKWARD, BOTH, FORWARD, HIDDEN_PAIR, NONE, PAIR_STATES, flipped, pair_state
 
 HOPS = 8  # from here on two nodes are far from each other
@@ -34,6 +33,7 @@ NODE_FEATURES = PAIR_STATES + 3 + AGES + 2 + COMMON + 1 + WALKS
 GRAPH_FEATURES = 4
 WINDOW = 128  # nodes that are looked at: the newest ones, and all that are open
 BLOCK = 2**15  # pairs of a graph whose features are laid out at once: all of them up to 181 nodes
+SPARE = 0.3  # nats that drawing pairs independently of each other may cost in a round
 NEVER = -1e9  # logit of what cannot be
 PARENT, LABEL, PAIRS = range(3)  # what is drawn of a node, in this order
 ABSENT = -1e4  # added to the attention to a node that is not there
@@ -496,10 +496,10 @@ def draw(
     parent = _draw(_likely(scores.parent, least), u[:, 0])[:, None]
     below = torch.where((place > parent // 3) & (parent < 3 * len(place)), row, NONE)
     below = torch.where(place == parent // 3, 1 + parent % 3, below)
-    # Some of its pairs, the surest first.
+    # Some of its pairs.
     log_share = torch.log_softmax(_likely(scores.pair, least), -1)
     doubt = -(log_share.exp() * log_share.clamp(min=-1e4)).sum(-1)
-    chosen = reveal(doubt, row == HIDDEN_PAIR, steps + PAIRS - turn)
+    chosen = revealed(doubt, row == HIDDEN_PAIR, steps + PAIRS - turn)
     some = torch.where(chosen, _draw(log_share, u), row)
     at_parent, at_label = turn == PARENT, turn == LABEL
     row = torch.where(at_parent[:, None], below, torch.where(at_label[:, None], row, some)).to(torch.int8)
@@ -508,6 +508,22 @@ def draw(
         label, turn = torch.zeros_like(label), turn + at_parent
     decided = (turn >= LABEL) & (row != HIDDEN_PAIR).all(1)
     return label, row, torch.where(decided, PARENT, turn + 1)
+
+
+def revealed(
+    doubt: Float[Tensor, "B N"], hidden: Bool[Tensor, "B N"], rounds_left: Int[Tensor, " B"]
+) -> Bool[Tensor, "B N"]:
+    """Choose which hidden pairs to decide now: the least sure one, which tells most about the others, and sure ones.
+
+    They are drawn independently of each other, which errs by no more nats than the sure ones have entropy together
+    (Ben-Hamu et al. 2025): at most SPARE, or an equal share of all that is left in each round. All in the last one.
+    """
+    doubt = torch.where(hidden, doubt, 0.0)
+    sums, order = doubt.masked_fill(~hidden, torch.inf).sort(1)
+    spent = sums.masked_fill(sums == torch.inf, 0.0).cumsum(1)
+    sure = spent <= (spent[:, -1:] / rounds_left[:, None]).clamp(min=SPARE)
+    least_sure = torch.arange(doubt.shape[1], device=doubt.device) == doubt.argmax(1, keepdim=True)
+    return hidden & (least_sure | torch.zeros_like(hidden).scatter(1, order, sure))
 
 
 def _likely(logits: Float[Tensor, "B *more S"], least: Float[Tensor, " B"]) -> Float[Tensor, "B *more S"]:
