@@ -16,7 +16,7 @@ from data_pipeline.errors import InputError
 from models.biochemistry import Chemistry
 from models.configs import GraphVAEConfig
 from models.objectives import build_objective
-from trainers import checkpoint, run_folder
+from trainers import checkpoint, run_folder, version
 from trainers.engine import LocalEngine
 
 CURSOR = {"pass": 0, "step": 1}
@@ -149,6 +149,37 @@ def test_a_run_without_a_model_or_with_a_damaged_one_is_refused(tmp_path: Path) 
     (tmp_path / "model" / "model.json").write_text("{")
     with pytest.raises(InputError, match="not JSON"):
         checkpoint.load_model(tmp_path)
+
+
+def test_a_model_or_checkpoint_of_another_version_says_which_version_wrote_it(tmp_path: Path) -> None:
+    engine = saved(tmp_path, steps=1)
+    checkpoint.export(engine, tmp_path, CHEMISTRY, {})
+    described = tmp_path / "model" / "model.json"
+    table = json.loads(described.read_text())
+    assert table["written_by"] == version.this_version()
+
+    told = "written by Exobiome 0.0.9.*--init-from"
+    older = {**table, "written_by": "Exobiome 0.0.9"}
+    gone = {**table["config"], "loss_weights": {"graph/valence": 0.2}}
+    described.write_text(json.dumps({**older, "config": gone}))
+    with pytest.raises(InputError, match=rf"graph/valence.*no such term.*{told}"):
+        checkpoint.load_model(tmp_path)
+    described.write_text(json.dumps(older))
+    path = tmp_path / "model" / "model.safetensors"
+    save_file({**load_file(path), "climate.old_layer": torch.zeros(3)}, path)
+    with pytest.raises(InputError, match=rf"climate\.old_layer.*{told}"):
+        checkpoint.load_model(tmp_path)
+    for damaged in ("[]", "{}", '{"config": []}'):
+        described.write_text(damaged)
+        with pytest.raises(InputError, match=r"model\.json"):
+            checkpoint.load_model(tmp_path)
+
+    manifest = tmp_path / "checkpoints" / "step_00000001" / "manifest.json"
+    table = json.loads(manifest.read_text())
+    del table["written_by"], table["identity"]["model"]["graph"]["width"]  # a field that is newer than the checkpoint
+    manifest.write_text(json.dumps(table))
+    with pytest.raises(InputError, match=r"model\.graph\.width: None != \d+.*written by an older version of Exobiome"):
+        checkpoint.load_newest(engine_of("cnn", 1, "local"), tmp_path, CHEMISTRY)
 
 
 def test_a_run_starts_from_a_part_by_name_and_says_what_did_not_match(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import InputError
-from trainers import config as run_config, ds_config
+from trainers import config as run_config, ds_config, version
 from trainers.config import LOSS_WEIGHTS, PARTS, DataConfig, OptimConfig, RunConfig, TrainConfig, with_settings
 from trainers.presets import PRESETS, preset
 
@@ -105,6 +105,45 @@ def test_a_config_file_that_is_missing_or_damaged_is_one_clear_error(tmp_path: P
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="not JSON"):
         run_config.read(tmp_path / "config.json")
+
+
+def test_a_run_of_another_version_names_that_version_the_field_and_the_way_out(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    run.mkdir()
+    path = run / "config.json"
+    run_config.write(preset("quickstart", "cnn"), path)
+    table = json.loads(path.read_text())
+    assert table["written_by"] == version.this_version()
+    table["model"]["graph"]["all_hidden"] = 0.4
+    path.write_text(json.dumps({**table, "written_by": "Exobiome 0.1.0, commit e46a082 of 2026-11-28"}))
+    with pytest.raises(InputError) as error:
+        run_config.read(path)
+    for told in (
+        "config.model.graph.all_hidden: no such field; it was written by Exobiome 0.1.0, commit e46a082 of 2026-11-28",
+        f"this is {version.this_version()}",
+        f"./launch.sh train cnn --init-from {run} --out NEW",
+    ):
+        assert told in str(error.value)
+    del table["written_by"]  # as runs were written until 2026-11-28
+    path.write_text(json.dumps(table))
+    with pytest.raises(InputError, match="all_hidden: no such field; it was written by an older version of Exobiome"):
+        run_config.read(path)
+
+
+def test_a_slip_of_the_pen_in_the_file_of_a_run_of_this_version_is_no_matter_of_versions(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    run_config.write(RunConfig(), path)
+    path.write_text(path.read_text().replace('"encoder_layers"', '"encoder_layer"'))
+    with pytest.raises(InputError) as error:
+        run_config.read(path)
+    assert str(error.value) == f"{path}: config.model.graph.encoder_layer: no such field; did you mean encoder_layers?"
+
+
+def test_a_checkout_without_git_still_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    version.this_version.cache_clear()
+    assert version.this_version().startswith("Exobiome") and "commit" not in version.this_version()
+    version.this_version.cache_clear()
 
 
 def test_differences_name_each_field() -> None:

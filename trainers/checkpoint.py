@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from data_pipeline.errors import InputError
 from models.biochemistry import Chemistry
 from models.objectives import build_objective
-from trainers import config as run_config
+from trainers import config as run_config, version
 from trainers.config import RunConfig, differences
 from trainers.engine import Engine, TrainState, persistent_buffers
 from trainers.run_folder import FORMAT, LATEST, MANIFEST, newest, sha256_of, tags
@@ -58,6 +58,7 @@ def _write(state: TrainState, engine: Engine, folder: Path, chemistry: Chemistry
         _write_tensors(temporary / STATE, {f"{p}/{n}": t for p in _PARTS for n, t in getattr(state, p).items()})
         manifest = {
             "format": FORMAT,
+            version.KEY: version.this_version(),
             "step": state.step,
             "world_size": engine.world,
             "cursor": dict(cursor),
@@ -109,7 +110,10 @@ def load_newest(engine: Engine, run: Path, chemistry: Chemistry) -> Resumed:
         raise InputError(f"--resume: no whole checkpoint in {run}/checkpoints {skipped or ''}; start without --resume")
     manifest = json.loads((folder / MANIFEST).read_text())
     if different := differences(manifest["identity"], identity(engine.config, chemistry)):
-        raise InputError(f"{folder}: of another model ({'; '.join(different)}); leave these as they were or start anew")
+        raise InputError(
+            f"{folder}: of another model ({'; '.join(different)}){version.by_another(manifest)}; leave these as they "
+            "were or start anew"
+        )
     tensors = load_file(folder / STATE)
     parts: dict[str, dict[str, Tensor]] = {p: {} for p in _PARTS}
     for key, tensor in tensors.items():
@@ -142,6 +146,7 @@ def export(engine: Engine, run: Path, chemistry: Chemistry, facts: Mapping[str, 
             raise OSError(f"{temporary}: read back otherwise than written: {(wrong + empty)[:5]}")
         description = {
             "format": FORMAT,
+            version.KEY: version.this_version(),
             "step": engine.step,
             "world_size": engine.world,
             "zero_stage": engine.zero_stage,
@@ -163,19 +168,19 @@ def load_model(run: Path) -> tuple[nn.Module, RunConfig, Chemistry]:
         InputError: The run has no exported model, or its file does not fit the objective that model.json describes.
     """
     description, chemistry = _read_json(run, "model.json"), Chemistry.from_dict(_read_json(run, "chemistry.json"))
-    config = run_config.from_dict(description["config"])
+    config = run_config.of_run(run / "model" / "model.json", description.get("config"), description)
     objective = build_objective(config.train.part, config.model, chemistry)
     weights = _read_weights(run)
     wanted = exported_names(objective)
     if set(weights) != wanted:
         names = sorted(set(weights) ^ wanted)
-        raise InputError(
-            f"{run}/model: {len(names)} names do not fit the objective, such as {names[:3]}; train it again"
-        )
+        problem = f"{run}/model: {len(names)} names do not fit the objective, such as {names[:3]}; train it again"
+        raise version.refusal(run, description, problem, config.train.part)
     try:
         objective.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise InputError(f"{run}/model: {str(error).splitlines()[-1].strip()}; train it again") from None
+        problem = f"{run}/model: {str(error).splitlines()[-1].strip()}; train it again"
+        raise version.refusal(run, description, problem, config.train.part) from None
     return objective, config, chemistry
 
 
@@ -236,6 +241,8 @@ def _read_json(run: Path, name: str) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); train again with --resume to write it anew") from None
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: not a table; train again with --resume to write it anew")
     return table
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from data_pipeline.errors import InputError
 from models.configs import ModelConfig, require
+from trainers import version
 
 PARTS = ("graph_vae", "cnn", "llm", "unified")
 LOSS_WEIGHTS: Mapping[str, float] = types.MappingProxyType(
@@ -259,22 +260,47 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 
 def read(path: Path) -> RunConfig:
-    """Read a config.json.
+    """Read the config.json of a run.
 
     Raises:
-        InputError: The file is missing, is not JSON, or holds a field that does not exist.
+        InputError: The file is missing, is not JSON, or holds what is no configuration of this version.
     """
     try:
-        return from_dict(json.loads(path.read_text()))
+        table = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the folder of a run that has started") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not UTF-8
         raise InputError(f"{path}: not JSON ({error}); it is written by trainers.train") from None
+    writer = {version.KEY: table.pop(version.KEY)} if isinstance(table, dict) and version.KEY in table else {}
+    return of_run(path, table, writer)
+
+
+def of_run(path: Path, table: Any, written: Mapping[str, Any]) -> RunConfig:
+    """Read a configuration that a run wrote.
+
+    Args:
+        path: The file in which it stands, in the folder of the run or one below.
+        table: What `to_dict` wrote.
+        written: Holds the version that wrote it, if that version knew how.
+
+    Raises:
+        InputError: It is no configuration of this version; says so if another one wrote it.
+    """
+    try:
+        config: RunConfig = _build(RunConfig, table, "config")
+        return config
+    except InputError as error:
+        run = path.parent.parent if path.parent.name == "model" else path.parent
+        train = table.get("train") if isinstance(table, Mapping) else None
+        part = train.get("part") if isinstance(train, Mapping) else None
+        # The list of today's fields helps with a slip of the pen, not with a field that went.
+        problem = str(error).partition("; choose from")[0] if version.by_another(written) else str(error)
+        raise version.refusal(run, written, f"{path}: {problem}", part or "PART") from None
 
 
 def write(config: RunConfig, path: Path) -> None:
-    """Write a config.json."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    """Write the config.json of a run."""
+    path.write_text(json.dumps({version.KEY: version.this_version(), **to_dict(config)}, indent=2) + "\n")
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
