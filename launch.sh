@@ -14,7 +14,7 @@ usage: ./launch.sh WORD ...        (WORD --help says more)
         [--resume] [--ranks N]     one rank a GPU, two ranks on a machine without one
   evaluate RUN [--split held_out|test] [--data DIR] [--json]
   generate RUN (--environment NAME=VALUE,... | --planet NAME|FILE) --count N --out DIR [--seed S]
-           [--feasible] [--distinct]
+           [--guided [--distinct]]
   bench {step-time|memory|stream|build|estimator|generation|encoder|links|scaling} [--json]
                                    the numbers of benchmarks/, peers in the same run
   estimate --preset P --gpus N --gpu-memory GB          memory of a run before it is started

@@ -57,9 +57,8 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {  # of ours; only where --mo
     "without_exemplars": ("benchmarks.ours_generation:Ours", {"remembers": False}),
     "without_shift": ("benchmarks.ours_generation:Ours", {"environment_shift": 0.0}),
     "one_draw": ("benchmarks.ours_generation:Ours", {"draws": 1}),
-    "distinct": ("benchmarks.ours_generation:Ours", {"distinct": True}),
-    "feasible": ("benchmarks.ours_generation:Ours", {"feasible": True}),
-    "feasible_distinct": ("benchmarks.ours_generation:Ours", {"feasible": True, "distinct": True}),
+    "guided": ("benchmarks.ours_generation:Ours", {"guided": True}),
+    "guided_distinct": ("benchmarks.ours_generation:Ours", {"guided": True, "distinct": True}),
     "temperature_1": ("benchmarks.ours_generation:Ours", {"temperature": 1.0}),
 }
 UNNAMED = {  # instead of those, in sets whose nodes have no names
@@ -230,7 +229,7 @@ def judge_metabolic(data: GraphSet, drawn: Drawn, organisms: Sequence[str]) -> d
     found: dict[str, Any] = {
         "edge_precision": oracle.edge_precision(edges),
         "atp_feasible": metabolic.share_feasible(asked, organisms),
-        "scope_coverage": float(np.mean([scope.scope(*question) for question in asked])),
+        "scope_coverage": float(np.mean([scope.scope(q.edges, q.nutrients) for q in asked])),
         "edge_f1": float(np.mean([metabolic.edge_f1(g, t) for g, t in zip(groups, true.values(), strict=True)])),
         **discrepancies(data, drawn.graphs, DIRECTED),
         "unique": metrics.uniqueness(edges),

@@ -23,7 +23,7 @@ from models.biochemistry import Chemistry
 from models.configs import GraphVAEConfig
 from models.graph_vae import Decoded, GraphVAE
 from trainers import metrics
-from trainers.networks import Network, critic, draw_accepted
+from trainers.networks import Network, draw, draw_guided
 
 BATCH = 128
 PEAK_LR, WARM_UP_STEPS, WEIGHT_DECAY, CLIP_NORM = 2e-3, 50, 0.01, 1.0
@@ -42,8 +42,8 @@ class Ours:
         device: torch.device,
         use_mask: bool = True,
         remembers: bool = True,
+        guided: bool = False,
         distinct: bool = False,
-        feasible: bool = False,
         **changes: Any,
     ) -> None:
         """Configure it.
@@ -52,19 +52,23 @@ class Ours:
             device: To train on.
             use_mask: Only edges that some known reaction makes are possible.
             remembers: False leaves the exemplars out.
-            distinct: Draw a network again that repeats another one for the same environment.
-            feasible: The same for a network with which no known organism makes ATP (the critic).
+            guided: Of more draws keep those with which the organisms of an environment make the most ATP
+                (networks.draw_guided): flux balance and growth ranges, the rules that the true networks were made by.
+            distinct: Keep each of them once in an environment.
             changes: Of the configuration.
         """
-        self.device, self.remembers, self.distinct, self.feasible = device, remembers, distinct, feasible
+        self.device, self.remembers, self.guided, self.distinct = device, remembers, guided, distinct
         self.config = GraphVAEConfig(**{"temperature": 0.5, "mask": use_mask} | changes)
 
     def fit(self, data: GraphSet, seconds: float, seed: int) -> None:
         """Learn from the training networks; the learning rate falls with the seconds that are spent.
 
         Raises:
-            InputError: The nodes have no names, or the conditions are no environments.
+            InputError: The nodes have no names, the conditions are no environments, or the guide knows the organisms
+                that training leaves out.
         """
+        if self.guided and data.name != "metabolic":
+            raise InputError(f"{data.name}: guided draws ask organisms that this set keeps for the test; use metabolic")
         self.conditioned = len(data.train[0].condition) > 0
         if not data.named or (self.conditioned and len(data.train[0].condition) != len(ENVIRONMENT)):
             raise InputError(f"{data.name}: ours draws named nodes, for environments; leave it out of --models here")
@@ -103,9 +107,10 @@ class Ours:
         if not self.conditioned:
             return self._unconditional(conditions, seed)
         environments = np.asarray(conditions, np.float32)
-        # In this process alone: rows of the benchmark run beside each other.
-        accept = critic(environments, self.feasible, self.distinct, processes=1)
-        networks, _, _ = draw_accepted(self.model, self.vocabulary, environments, seed, accept)
+        if self.guided:  # judged in this process: rows of the benchmark run beside each other
+            networks = draw_guided(self.model, self.vocabulary, environments, seed, self.distinct, processes=1)
+        else:
+            networks = draw(self.model, self.vocabulary, environments, seed)
         return [_graph(network, condition) for network, condition in zip(networks, conditions, strict=True)]
 
     def _unconditional(self, conditions: Float[np.ndarray, "n 0"], seed: int) -> list[Graph]:

@@ -26,6 +26,7 @@ class Question(NamedTuple):
 
     edges: frozenset[Edge]
     nutrients: tuple[str, ...]
+    organisms: frozenset[str] | None = None  # in one of these; in any that is known
 
 
 def atp_feasible(edges: Iterable[Edge], nutrients: Iterable[str]) -> bool:
@@ -33,41 +34,46 @@ def atp_feasible(edges: Iterable[Edge], nutrients: Iterable[str]) -> bool:
     return feasible([Question(frozenset(edges), tuple(nutrients))])[0]
 
 
-def organisms_that_run(edges: Iterable[Edge], nutrients: Iterable[str]) -> tuple[str, ...]:
-    """Return each organism that makes ATP when it is restricted to these edges, as `atp_feasible` asks."""
-    return runners([Question(frozenset(edges), tuple(nutrients))])[0]
+def most_atp(questions: Sequence[Question]) -> list[dict[str, float]]:
+    """Return for each question the organisms that make ATP, and how much at most, in mmol per gram and hour.
 
-
-def runners(questions: Sequence[Question]) -> list[tuple[str, ...]]:
-    """Return for each question every organism that makes ATP, in the order of `load_organisms`."""
+    In the order of `load_organisms`.
+    """
     names = tuple(load_organisms())
-    found: list[set[int]] = [set() for _ in questions]
-    for number, block in _running((n, b) for n, q in enumerate(questions) for b in restricted(q.edges, q.nutrients)):
-        found[number].add(block.organism)
-    return [tuple(names[i] for i in sorted(each)) for each in found]
+    found: list[dict[int, float]] = [{} for _ in questions]
+    for number, block, atp in _running((n, b) for n, q in enumerate(questions) for b in _asked(q)):
+        found[number][block.organism] = atp
+    return [{names[i]: each[i] for i in sorted(each)} for each in found]
 
 
 def feasible(questions: Sequence[Question]) -> list[bool]:
     """Return for each question whether some organism makes ATP; who can use most of the edges is asked first."""
-    blocks = {
-        n: sorted(restricted(q.edges, q.nutrients), key=lambda block: -block.gated) for n, q in enumerate(questions)
-    }
-    found = {n for n, _ in _running((n, own[0]) for n, own in blocks.items() if own)}
-    found |= {n for n, _ in _running((n, b) for n, own in blocks.items() if n not in found for b in own[1:])}
+    blocks = {n: sorted(_asked(q), key=lambda block: -block.gated) for n, q in enumerate(questions)}
+    found = {n for n, *_ in _running((n, own[0]) for n, own in blocks.items() if own)}
+    found |= {n for n, *_ in _running((n, b) for n, own in blocks.items() if n not in found for b in own[1:])}
     return [n in found for n in range(len(questions))]
 
 
-def _running(blocks: Iterable[tuple[int, Block]]) -> Iterator[tuple[int, Block]]:
-    """Yield those that make ATP."""
+def _asked(question: Question) -> list[Block]:
+    """Return the programs of the organisms that a question is about."""
+    blocks = restricted(question.edges, question.nutrients)
+    if question.organisms is None:
+        return blocks
+    names = tuple(load_organisms())
+    return [block for block in blocks if names[block.organism] in question.organisms]
+
+
+def _running(blocks: Iterable[tuple[int, Block]]) -> Iterator[tuple[int, Block, float]]:
+    """Yield those that make ATP, and how much."""
     waiting = list(blocks)
     for first in range(0, len(waiting), BATCH_BLOCKS):
         some = waiting[first : first + BATCH_BLOCKS]
-        for pair, atp in zip(some, _most_atp([block for _, block in some]), strict=True):
+        for (number, block), atp in zip(some, _solved([block for _, block in some]).tolist(), strict=True):
             if atp >= MIN_ATP:
-                yield pair
+                yield number, block, atp
 
 
-def _most_atp(blocks: Sequence[Block]) -> np.ndarray:
+def _solved(blocks: Sequence[Block]) -> np.ndarray:
     """Return the most ATP of each block; 0 where its program has no solution."""
     rows = np.cumsum([0, *(block.row.max() + 1 for block in blocks)])
     columns = np.cumsum([0, *(len(block.lower) for block in blocks)])
@@ -84,4 +90,4 @@ def _most_atp(blocks: Sequence[Block]) -> np.ndarray:
     )
     if found.status == 0:
         return np.asarray(found.x[columns[1:] - 1])
-    return np.concatenate([_most_atp([block]) for block in blocks]) if len(blocks) > 1 else np.zeros(1)
+    return np.concatenate([_solved([block]) for block in blocks]) if len(blocks) > 1 else np.zeros(1)

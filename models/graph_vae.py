@@ -194,6 +194,7 @@ class GraphVAE(nn.Module):
         steps: int | None = None,
         temperature: float | None = None,
         environment_present: Bool[Tensor, " B"] | None = None,
+        exemplar_temperature: float | None = None,
     ) -> GeneratedGraphs:
         """Draw one network for each environment from the prior.
 
@@ -204,24 +205,22 @@ class GraphVAE(nn.Module):
             temperature: Divides the log-odds of exemplars and edges (config.temperature by default); towards 0 the most
                 likely is taken.
             environment_present: Where False the network is drawn without a condition.
+            exemplar_temperature: Of the exemplars alone, in place of `temperature`.
         """
         seeds = torch.randint(2**62, (len(environment),), generator=generator).to(environment.device)
         present = torch.ones_like(seeds, dtype=torch.bool) if environment_present is None else environment_present
         steps = self.config.sampling_steps if steps is None else steps
         temperature = max(self.config.temperature if temperature is None else temperature, 1e-4)
+        of_exemplars = max(temperature if exemplar_temperature is None else exemplar_temperature, 1e-4)
         parts = []
         for first in range(0, len(environment), GENERATION_CHUNK):
             chunk = slice(first, first + GENERATION_CHUNK)
-            parts.append(self._generate(environment[chunk], present[chunk], seeds[chunk], steps, temperature))
+            condition = self._told(environment[chunk], present[chunk], seeds[chunk], EXEMPLAR, of_exemplars)
+            chosen = edge_set.sample(self.decoder, condition, seeds[chunk], steps, temperature)
+            alone = self.marginals(environment[chunk], present[chunk], seeds[chunk])
+            parts.append(self._assemble(chosen, *alone))
         nodes = max(part.mask.shape[1] for part in parts)
         return GeneratedGraphs(*(torch.cat([_pad(t, nodes) for t in field]) for field in zip(*parts, strict=True)))
-
-    def _generate(
-        self, environment: Tensor, present: Tensor, seed: Tensor, steps: int, temperature: float
-    ) -> GeneratedGraphs:
-        condition = self._told(environment, present, seed, EXEMPLAR, temperature)
-        chosen = edge_set.sample(self.decoder, condition, seed, steps, temperature)
-        return self._assemble(chosen, *self.marginals(environment, present, seed))
 
     @torch.no_grad()
     def marginals(

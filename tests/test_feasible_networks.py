@@ -23,7 +23,8 @@ def test_each_organism_that_lives_there_shows_the_network_that_it_alone_would() 
         assert alone is not None
         assert (network.edges, network.nodes) == (assemble.edge_names(alone), alone.metabolites)
         assert network.nutrients == habitat.nutrients(METHANOL)
-        assert network.organism in feasibility.organisms_that_run(network.edges, network.nutrients)
+        question = feasibility.Question(network.edges, network.nutrients)
+        assert network.organism in feasibility.most_atp([question])[0]
 
 
 def test_two_processes_find_what_one_finds() -> None:

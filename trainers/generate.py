@@ -27,7 +27,7 @@ from models.objectives import UnifiedObjective
 from trainers import calibration, checkpoint, oracle
 from trainers.config import RunConfig
 from trainers.evaluate import find_run, plain
-from trainers.networks import REDRAWS, Network, critic, draw_accepted, find_graph_vae
+from trainers.networks import ROUNDS, Network, draw, draw_guided, find_graph_vae
 
 PARTS = ("unified", "graph_vae")
 
@@ -39,20 +39,22 @@ def generate(
     seed: int,
     environment_text: str | None = None,
     planet_name: str | None = None,
-    feasible: bool = False,
+    guided: bool = False,
     distinct: bool = False,
 ) -> dict[str, Any]:
     """Write `count` networks and report.json into `out`; return the report.
 
     Args:
-        feasible: Draw a network again, a few times, as long as no known organism makes ATP with it.
-        distinct: The same for a network that repeats another one.
+        guided: Draw more, and keep those with which the organisms of the environment make the most ATP (draw_guided).
+        distinct: Keep each of them once; of guided networks alone.
 
     Raises:
         InputError: The run, environment, planet, count or folder is not one that can be used.
     """
     if count < 1:
         raise InputError(f"--count {count}: must be at least 1")
+    if distinct and not guided:
+        raise InputError("--distinct: picks among guided networks; add --guided")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: not an empty folder; give a new or empty one")
     sample = None
@@ -79,9 +81,11 @@ def generate(
     nutrients = habitat.nutrients(environment)
 
     model, asked = find_graph_vae(objective), np.repeat(environment[None], count, axis=0)
-    accept = critic(asked, feasible, distinct)
-    networks, _, redrawn = draw_accepted(model, chemistry.metabolites, asked, seed, accept)
-    runners = oracle.organisms([oracle.Question(n.edges, nutrients) for n in networks])
+    if guided:
+        networks = draw_guided(model, chemistry.metabolites, asked, seed, distinct)
+    else:
+        networks = draw(model, chemistry.metabolites, asked, seed)
+    makes = oracle.most_atp([oracle.Question(n.edges, nutrients) for n in networks])
     report: dict[str, Any] = {
         "run": str(run),
         "seed": seed,
@@ -97,15 +101,15 @@ def generate(
             report["planet"] |= judge(objective, config, sample, calibration.load(run, "unified_observable"))
     out.mkdir(parents=True, exist_ok=True)
     report["networks"] = [
-        write(out, number, network, nutrients, environment, organisms)
-        for number, (network, organisms) in enumerate(zip(networks, runners, strict=True))
+        write(out, number, network, nutrients, environment, atp)
+        for number, (network, atp) in enumerate(zip(networks, makes, strict=True))
     ]
     report["summary"] = {
         "networks": count,
-        "redrawn": redrawn,
+        "drawn": count * ROUNDS if guided else count,
         "distinct": len({n.edges for n in networks}),
         "edge_precision": oracle.edge_precision([n.edges for n in networks]),
-        "atp_feasible": float(np.mean([bool(organisms) for organisms in runners])),
+        "atp_feasible": float(np.mean([bool(atp) for atp in makes])),
     }
     (out / "report.json").write_text(json.dumps(plain(report), indent=2) + "\n")
     return report
@@ -141,9 +145,13 @@ def write(
     network: Network,
     nutrients: tuple[str, ...],
     environment: np.ndarray,
-    organisms: tuple[str, ...],
+    atp: dict[str, float],
 ) -> dict[str, Any]:
-    """Write one network as NPZ and GraphML; return its line of the report."""
+    """Write one network as NPZ and GraphML; return its line of the report.
+
+    Args:
+        atp: What known organisms make with it, in mmol per gram and hour.
+    """
     graph = reaction_db.graph_of_edges(sorted(network.edges), nutrients)
     name = f"network_{number:03d}"
     graph_files.write_npz(out / f"{name}.npz", graph, environment)
@@ -154,8 +162,8 @@ def write(
         "edges": len(network.edges),
         "edge_precision": oracle.edge_precision([network.edges]),
         "mean_edge_standard_deviation": float(network.edge_std.mean()) if len(network.edge_std) else 0.0,
-        "atp_feasible": bool(organisms),
-        "organisms_that_make_atp_with_it": list(organisms),
+        "atp_feasible": bool(atp),
+        "atp_mmol_g_h": {organism: round(most, 3) for organism, most in atp.items()},
     }
 
 
@@ -174,11 +182,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="a new or empty folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--feasible",
+        "--guided",
         action="store_true",
-        help=f"draw networks again, up to {REDRAWS} times, with which no known organism makes ATP",
+        help=f"draw {ROUNDS} times as many; the known organisms that stand the conditions take turns to pick the one "
+        "with which they make the most ATP",
     )
-    parser.add_argument("--distinct", action="store_true", help="the same for networks that repeat another one")
+    parser.add_argument("--distinct", action="store_true", help="of guided networks: pick each once")
     options = parser.parse_args(argv)
     try:
         report = generate(
@@ -188,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
             options.seed,
             options.environment,
             options.planet,
-            options.feasible,
+            options.guided,
             options.distinct,
         )
     except InputError as error:
@@ -207,8 +216,8 @@ def main(argv: list[str] | None = None) -> int:
         print("no network that is drawn can be expected to: try another planet or environment")
     summary = report["summary"]
     print(
-        f"{summary['networks']} networks in {options.out}, {summary['distinct']} distinct, {summary['redrawn']} drawn "
-        f"again; edges in the reaction DB "
+        f"{summary['networks']} networks in {options.out}, {summary['distinct']} distinct, of {summary['drawn']} drawn; "
+        f"edges in the reaction DB "
         f"{summary['edge_precision']:.0%}, ATP feasible {summary['atp_feasible']:.0%}; report.json says more of each"
     )
     return 0

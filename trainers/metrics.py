@@ -93,12 +93,6 @@ def share(answers: Sequence[bool]) -> float:
     return float(np.mean(answers)) if len(answers) else float("nan")
 
 
-def first_of_each(keys: Sequence[Hashable]) -> list[bool]:
-    """Return for each key whether none before it is equal."""
-    place: dict[Hashable, int] = {}
-    return [place.setdefault(key, number) == number for number, key in enumerate(keys)]
-
-
 def uniqueness(networks: Sequence[Hashable]) -> float:
     """Return the share of networks that are not a repetition of an earlier one."""
     return len(set(networks)) / len(networks) if len(networks) else float("nan")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,13 @@ from torch import nn
 
 from data_pipeline import habitat
 from models.graph_vae import GraphVAE
-from trainers import metrics, oracle
+from trainers import oracle
 from trainers.records import Edges
 
-REDRAWS = 8  # how often a network that is not accepted is drawn again, at most
-_SEED_STRIDE = 1_000_003  # between the seeds of attempts
+ROUNDS = 8  # networks drawn for one that is kept, where the oracle guides
+EXPLORING = 1.0  # temperature of the exemplars in all rounds but the first: what is rare in training may serve best
+ATP_DIGITS = 2  # mmol per gram and hour that are alike to the oracle
+_SEED_STRIDE = 1_000_003  # between the seeds of rounds
 
 
 class Network(NamedTuple):
@@ -49,16 +52,20 @@ def draw(
     metabolites: tuple[str, ...],
     environments: Float[np.ndarray, "n V"],
     seed: int,
+    exemplar_temperature: float | None = None,
 ) -> list[Network]:
     """Return one network an environment; equal seeds give equal networks.
 
     Args:
         metabolites: Names of the vocabulary that the model was built with.
         environments: In physical units, variables.ENVIRONMENT.
+        exemplar_temperature: See GraphVAE.generate.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    drawn = model.generate(torch.from_numpy(environments).to(device), generator)
+    drawn = model.generate(
+        torch.from_numpy(environments).to(device), generator, exemplar_temperature=exemplar_temperature
+    )
     networks = []
     for index, mask, adjacency, edge_type, _, edge_std in zip(*(part.cpu() for part in drawn), strict=True):
         pairs = adjacency.nonzero()  # padding has no edges
@@ -75,58 +82,50 @@ def draw(
     return networks
 
 
-def critic(
-    environments: Float[np.ndarray, "n V"], feasible: bool, distinct: bool, processes: int | None = None
-) -> Callable[[Sequence[Network]], list[bool]]:
-    """Return what says of each network, drawn for its environment, whether it may stay; see `draw_accepted`.
-
-    Args:
-        environments: In physical units, variables.ENVIRONMENT.
-        feasible: One known organism must make ATP with it.
-        distinct: It must not repeat one before it in the same environment.
-        processes: That judge; by default what oracle.atp_feasible chooses.
-    """
-    nutrients = [habitat.nutrients(environment) for environment in environments]
-    makes_atp: dict[oracle.Question, bool] = {}
-
-    def accept(networks: Sequence[Network]) -> list[bool]:
-        keys = [(environment.tobytes(), n.edges) for environment, n in zip(environments, networks, strict=True)]
-        good = metrics.first_of_each(keys) if distinct else [True] * len(keys)
-        if feasible:
-            asked = [oracle.Question(n.edges, offered) for n, offered in zip(networks, nutrients, strict=True)]
-            waiting = [question for question in dict.fromkeys(asked) if question not in makes_atp]
-            makes_atp.update(zip(waiting, oracle.atp_feasible(waiting, processes), strict=True))
-            good = [makes_atp[question] and new for question, new in zip(asked, good, strict=True)]
-        return good
-
-    return accept
-
-
-def draw_accepted(
+def draw_guided(
     model: GraphVAE,
     metabolites: tuple[str, ...],
     environments: Float[np.ndarray, "n V"],
     seed: int,
-    accept: Callable[[Sequence[Network]], Sequence[bool]],
-) -> tuple[list[Network], list[bool], int]:
-    """Draw as `draw` does, and again what a critic does not accept.
+    distinct: bool = False,
+    processes: int | None = None,
+) -> list[Network]:
+    """Draw as `draw` does, ROUNDS times as many, and keep those that serve the organisms of each environment best.
+
+    The known organisms that stand an environment (temperature, pH, oxygen) take turns in its places: each picks, of all
+    networks drawn for equal environments, the one with which it makes the most ATP, of equals the one with the fewest
+    edges. What nobody picks a network for keeps its first draw.
 
     Args:
-        accept: Says of each network whether it may stay (`critic`); it sees all of them, those that it accepted before
-            too.
-
-    Returns:
-        The networks, which of them are accepted in the end, and how many more were drawn.
+        distinct: Each network of an environment is picked once.
+        processes: That judge; by default what oracle.most_atp chooses.
     """
-    networks, redrawn = draw(model, metabolites, environments, seed), 0
-    accepted = accept(networks)
-    for attempt in range(1, REDRAWS + 1):
-        wrong = np.flatnonzero(~np.array(accepted, dtype=bool))
-        if not len(wrong):
-            break
-        again = draw(model, metabolites, environments[wrong], seed + attempt * _SEED_STRIDE)
-        redrawn += len(wrong)
-        for place, network in zip(wrong.tolist(), again, strict=True):
-            networks[place] = network
-        accepted = accept(networks)
-    return networks, list(accepted), redrawn
+    rounds = [draw(model, metabolites, environments, seed)]
+    rounds += [draw(model, metabolites, environments, seed + n * _SEED_STRIDE, EXPLORING) for n in range(1, ROUNDS)]
+    places: dict[bytes, list[int]] = {}
+    for place, environment in enumerate(environments):
+        places.setdefault(environment.tobytes(), []).append(place)
+    pools = [list({drawn[p].edges: drawn[p] for drawn in rounds for p in own}.values()) for own in places.values()]
+    questions = []
+    for own, pool in zip(places.values(), pools, strict=True):
+        nutrients, living = habitat.nutrients(environments[own[0]]), habitat.viable_organisms(environments[own[0]])
+        questions.append([oracle.Question(network.edges, nutrients, frozenset(living)) for network in pool])
+    answers = iter(oracle.most_atp([question for asked in questions for question in asked], processes))
+    networks = rounds[0]
+    for own, pool in zip(places.values(), pools, strict=True):
+        makes = [next(answers) for _ in pool]
+        for place, pick in zip(own, _picks(pool, makes, len(own), distinct), strict=False):
+            networks[place] = pool[pick]
+    return networks
+
+
+def _picks(pool: Sequence[Network], makes: Sequence[dict[str, float]], count: int, distinct: bool) -> list[int]:
+    """Return rows of the pool, at most `count`, as the organisms pick them in turn."""
+    wishes = []
+    for organism in sorted({name for atp in makes for name in atp}):
+        of = [k for k, atp in enumerate(makes) if organism in atp]
+        wishes.append(sorted(of, key=lambda k: (-round(makes[k][organism], ATP_DIGITS), len(pool[k].edges))))
+    if not distinct:
+        return [best for best, *_ in itertools.islice(itertools.cycle(wishes), count)]
+    turns = (k for each in itertools.zip_longest(*wishes) for k in each if k is not None)
+    return list(dict.fromkeys(turns))[:count]

@@ -22,9 +22,12 @@ def atp_feasible(questions: Sequence[Question], processes: int | None = None) ->
     return _answers(feasibility.feasible, questions, processes)
 
 
-def organisms(questions: Sequence[Question], processes: int | None = None) -> list[tuple[str, ...]]:
-    """Return for each network every known organism that makes ATP with it; more work than `atp_feasible`."""
-    return _answers(feasibility.runners, questions, processes)
+def most_atp(questions: Sequence[Question], processes: int | None = None) -> list[dict[str, float]]:
+    """Return for each network the known organisms that make ATP with it, and how much at most (mmol/g/h).
+
+    More work than `atp_feasible`.
+    """
+    return _answers(feasibility.most_atp, questions, processes)
 
 
 def _answers(
