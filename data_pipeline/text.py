@@ -194,7 +194,12 @@ def _habitability(facts: dict[str, Any], rng: np.random.Generator) -> tuple[str,
     question = _pick(rng, WHETHER_HABITABLE, "Could life exist here, and why?")
     share, organisms = 100 * facts["liquid_water_share"], facts["feasible_organisms"]
     reason = f"liquid water covers {share:.0f} % and {organisms} known metabolisms can run there"
-    return question, f"{'Yes' if facts['habitable'] else 'No'}: {reason}."
+    return question, f"{verdict(facts['habitable'])}: {reason}."
+
+
+def verdict(habitable: bool) -> str:
+    """Return the word with which the answer to WHETHER_HABITABLE begins."""
+    return "Yes" if habitable else "No"
 
 
 def _surface(facts: dict[str, Any], rng: np.random.Generator) -> tuple[str, str]:

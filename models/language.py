@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -244,10 +244,17 @@ class LanguageModel(nn.Module):
         prefix_mask: Bool[Tensor, "B T"],
         end_token_id: int,
         max_tokens: int = 64,
+        begin: Sequence[Sequence[int]] | None = None,
     ) -> list[list[int]]:
         """Answer each question greedily; return the token ids of the answers without the end token.
 
-        `text` holds descriptions and questions; an answer in it (label_ids) is not read. Samples without text get [].
+        Args:
+            text: Descriptions and questions; an answer in it (label_ids) is not read. Samples without text get [].
+            prefix: Tokens of the other modalities.
+            prefix_mask: Which of them may be read.
+            end_token_id: Ends an answer.
+            max_tokens: That the model writes at the most.
+            begin: What the answer to each sample begins with; the model goes on from there.
         """
         answers = []
         for b in range(len(text.token_ids)):
@@ -257,6 +264,7 @@ class LanguageModel(nn.Module):
                     text.token_ids[b : b + 1, :prompt],
                     text.description_mask[b : b + 1].sum(1),
                     prefix[b : b + 1, prefix_mask[b]],
+                    begin[b] if begin else (),
                     end_token_id,
                     max_tokens,
                 )
@@ -266,12 +274,19 @@ class LanguageModel(nn.Module):
         return answers
 
     def _generate_one(
-        self, token_ids: Tensor, description: Tensor, prefix: Tensor, end_token_id: int, max_tokens: int
+        self,
+        token_ids: Tensor,
+        description: Tensor,
+        prefix: Tensor,
+        begin: Sequence[int],
+        end_token_id: int,
+        max_tokens: int,
     ) -> list[int]:
+        answer = list(begin)
+        token_ids = torch.cat([token_ids, token_ids.new_tensor([answer])], dim=1)
         words, tokens = self.causal.embed(token_ids), self._prefix_embeddings(prefix)
         entered = splice(words, tokens.to(words.dtype), description)[0]
         cache: list[Any] = []
-        answer: list[int] = []
         done = 0
         for _ in range(max_tokens):
             places = torch.arange(done, done + len(entered), device=entered.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -257,8 +257,13 @@ class UnifiedObjective(nn.Module):
         return [FusionOutput(*part) for part in zip(*(x.chunk(repeat) for x in fused), strict=True)]
 
     @torch.no_grad()
-    def explain(self, batch: Batch, end_token_id: int, max_tokens: int = 64) -> list[list[int]]:
-        """Answer the question of each sample from its description and visible modalities; return token ids."""
+    def explain(
+        self, batch: Batch, end_token_id: int, max_tokens: int = 64, begin: Sequence[Sequence[int]] | None = None
+    ) -> list[list[int]]:
+        """Answer the question of each sample from its description and visible modalities; return token ids.
+
+        `begin` holds the first tokens of each answer, such as those of the verdict of `forward`.
+        """
         latents = {
             "climate": self.climate(batch.climate).latent,
             "spectrum": self.spectrum(
@@ -271,8 +276,9 @@ class UnifiedObjective(nn.Module):
         tokens = self.tokeniser(*(latents[m] for m in _BESIDE_TEXT)).tokens
         beside = torch.cat([batch.visible[:, :TEXT], batch.visible[:, TEXT + 1 :]], dim=1)
         return self.language.generate(
-            batch.text, tokens.flatten(1, 2), beside.repeat_interleave(tokens.shape[2], dim=1), end_token_id, max_tokens
-        )
+            batch.text, tokens.flatten(1, 2), beside.repeat_interleave(tokens.shape[2], dim=1), end_token_id,
+            max_tokens, begin,
+        )  # fmt: skip
 
     def leaf_modules(self) -> list[nn.Module]:
         """Return the modules that ZeRO-3 should gather whole; the decoder's layers are large enough by themselves."""

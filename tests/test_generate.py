@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline import graph_files, habitat, shards
+from data_pipeline import graph_files, habitat, shards, text
+from data_pipeline.batch import MODALITIES, Batch
 from data_pipeline.environment import parse_environment
 from data_pipeline.variables import ENVIRONMENT
 from models.biochemistry import Chemistry
-from models.configs import ModelConfig
-from models.objectives import build_objective
+from models.configs import LanguageConfig, ModelConfig
+from models.language import load_tokenizer
+from models.objectives import ObjectiveOutput, UnifiedObjective, build_objective
 from trainers import generate, oracle
+from trainers.calibration import Calibration
+from trainers.config import RunConfig
 from trainers.networks import REDRAWS, Network, critic, draw, draw_accepted, find_graph_vae
 from trainers.records import read_records
 
@@ -64,7 +68,8 @@ def test_a_generated_network_can_be_read_back_and_trained_on(tmp_path: Path) -> 
     graph, read = graph_files.read_npz(tmp_path / "network_003.npz")
     assert {(graph.metabolites[s], graph.metabolites[p]) for s, p in graph.edge_index.T} == set(network.edges)
     np.testing.assert_allclose(read, environment)
-    assert "hexokinase" not in (text := (tmp_path / "network_003.graphml").read_text()) and 'id="g6p_c"' in text
+    written = (tmp_path / "network_003.graphml").read_text()
+    assert "hexokinase" not in written and 'id="g6p_c"' in written
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +144,44 @@ def test_the_organism_of_a_real_network_is_among_those_that_make_atp_with_it(dat
     living = [r for r in read_records(dataset, "train") if r.edges][:3]
     found = oracle.organisms([oracle.Question(r.edges, r.nutrients) for r in living])
     assert all(record.organism in organisms for record, organisms in zip(living, found, strict=True))
+
+
+class Judge(UnifiedObjective):
+    """Judges with a given logit and says no more than it is told to begin with."""
+
+    def __init__(self, logit: float) -> None:
+        torch.nn.Module.__init__(self)
+        self.logit = torch.nn.Parameter(torch.tensor([logit]), requires_grad=False)
+
+    def forward(self, batch: Batch) -> ObjectiveOutput:
+        return ObjectiveOutput({}, {"habitability_logit": self.logit, "gates": torch.ones(1, len(MODALITIES))})
+
+    def explain(
+        self, batch: Batch, end_token_id: int, max_tokens: int = 64, begin: Sequence[Sequence[int]] | None = None
+    ) -> list[list[int]]:
+        return [list(b) for b in begin or ()]
+
+
+@pytest.mark.parametrize(
+    ("logit", "calibrated", "word"),
+    [(0.3, None, "Yes"), (-0.3, None, "No"), (-0.3, Calibration(1.0, -1.0), "Yes"), (0.3, Calibration(1.0, 1.0), "No")],
+)
+def test_the_explanation_begins_with_the_verdict_of_the_probability_that_is_told(
+    logit: float, calibrated: Calibration | None, word: str, dataset: Path
+) -> None:
+    sample = shards.to_samples(shards.read_shard(dataset / shards.load_manifest(dataset).shards[0].file))[0]
+    told = generate.judge(Judge(logit), RunConfig(), sample, calibrated)
+    assert told["explanation"] == word and (told["habitability_probability"] >= 0.5) == (word == "Yes")
+
+
+def test_the_word_of_the_verdict_is_that_with_which_training_answers_begin() -> None:
+    """Also in tokens: those of the word alone are the first ones of the whole answer."""
+    tokenizer = load_tokenizer(LanguageConfig())
+    for habitable in (True, False):
+        facts = {"liquid_water_share": 0.3, "feasible_organisms": 4, "habitable": habitable}
+        _, answer = text._habitability(facts, np.random.default_rng(0))
+        word, whole = (tokenizer(s, add_special_tokens=False)["input_ids"] for s in (text.verdict(habitable), answer))
+        assert whole[: len(word)] == word and answer.startswith(f"{text.verdict(habitable)}:")
 
 
 def test_records_hold_the_nutrients_of_their_environment(dataset: Path) -> None:

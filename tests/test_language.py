@@ -263,6 +263,25 @@ def test_greedy_answers_agree_with_transformers(model: LanguageModel, reference:
         assert answers[b] == [t for t in expected if t != 2]
 
 
+@torch.no_grad()
+def test_an_answer_goes_on_from_the_words_that_it_is_told_to_begin_with(
+    model: LanguageModel, reference: PeftModel, tokenizer: object
+) -> None:
+    text = texts(tokenizer)
+    own = model.generate(text, PREFIX, ~HIDDEN, end_token_id=2, max_tokens=5)
+    begin = [answer[:2] for answer in own]
+    assert model.generate(text, PREFIX, ~HIDDEN, 2, 3, begin) == own
+    no = tokenizer("No", add_special_tokens=False)["input_ids"]
+    told = model.generate(text, PREFIX, HIDDEN, 2, 6, [no, no])
+    for b in range(2):
+        prompt = text.token_ids[b, text.attention_mask[b] & (text.label_ids[b] == -100)].tolist() + no
+        given = torch.tensor([prompt])
+        answer = reference.generate(
+            input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=6
+        )
+        assert told[b] == no + [t for t in answer[0, len(prompt) :].tolist() if t != 2]
+
+
 def test_the_frozen_base_takes_bfloat16_while_adapters_stay_float32() -> None:
     causal = load_causal(LanguageConfig(dtype="bfloat16", lora=LoRAConfig(rank=1)))
     dtypes = {p.requires_grad: p.dtype for p in causal.parameters()}

@@ -215,6 +215,8 @@ def test_an_unknown_part_is_refused() -> None:
 def test_an_explanation_is_written_for_samples_with_text_only(unified: nn.Module) -> None:
     answers = unified.eval().explain(batch(), end_token_id=2, max_tokens=3)
     assert [len(a) for a in answers] == [3, 0, 3, 3]
+    answers = unified.explain(batch(), end_token_id=-1, max_tokens=3, begin=[[7, 8], [7], [], [5]])
+    assert [len(a) for a in answers] == [5, 0, 3, 4] and answers[0][:2] == [7, 8] and answers[3][0] == 5
 
 
 def test_seeds_differ_between_steps_and_samples_but_not_in_evaluation() -> None:

@@ -119,7 +119,11 @@ def generate(
 def judge(
     objective: UnifiedObjective, config: RunConfig, sample: Sample, calibrated: calibration.Calibration | None
 ) -> dict[str, Any]:
-    """Return what the unified model says of a planet from what a telescope sees: probability, question and answer."""
+    """Return what the unified model says of a planet from what a telescope sees: probability, question and answer.
+
+    The answer begins with the word that the probability calls for, and the language model gives the reason. Left to
+    itself after some hundred steps it says Yes or No as it likes, whatever the habitability head found.
+    """
     tokenizer = load_tokenizer(config.model.language)
     description = text.description(sample, True, generator("text", 0, sample.sample_id))
     strings = (description, text.WHETHER_HABITABLE, "")
@@ -127,10 +131,12 @@ def judge(
     batch = collate([written]).keep(*OBSERVABLE)
     batch = replace(batch, visible=batch.present).to(next(objective.parameters()).device)
     outputs = objective(batch).outputs
-    answer = objective.explain(batch, tokenizer.eos_token_id)[0]
     logit = outputs["habitability_logit"].double().cpu().numpy()
+    probability = float((calibrated or calibration.Calibration()).probability(logit)[0])
+    begin = tokenizer(text.verdict(probability >= 0.5), add_special_tokens=False)["input_ids"]
+    answer = objective.explain(batch, tokenizer.eos_token_id, begin=[begin])[0]
     return {
-        "habitability_probability": float((calibrated or calibration.Calibration()).probability(logit)[0]),
+        "habitability_probability": probability,
         "calibrated": calibrated is not None,
         "gates": dict(zip(MODALITIES, outputs["gates"][0].tolist(), strict=True)),
         "description": description,
