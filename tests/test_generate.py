@@ -18,10 +18,10 @@ from models.biochemistry import Chemistry
 from models.configs import LanguageConfig, ModelConfig
 from models.language import load_tokenizer
 from models.objectives import ObjectiveOutput, UnifiedObjective, build_objective
-from trainers import generate, oracle
+from trainers import generate, networks, oracle
 from trainers.calibration import Calibration
 from trainers.config import RunConfig
-from trainers.networks import REDRAWS, Network, critic, draw, draw_accepted, find_graph_vae
+from trainers.networks import ROUNDS, Network, draw, find_graph_vae
 from trainers.records import read_records
 
 
@@ -34,6 +34,7 @@ from trainers.records import read_records
         (["{full}", "--environment", "ph=99", "--out", "{new}"], ["ph", "99"]),
         (["{full}", "--environment", "hp=7", "--out", "{new}"], ["hp", "ph"]),
         (["{full}", "--environment", "ph=7", "--count", "0", "--out", "{new}"], ["--count 0"]),
+        (["{full}", "--environment", "ph=7", "--distinct", "--out", "{new}"], ["--distinct", "--guided"]),
         (["{full}", "--environment", "ph=7", "--out", "{new}"], ["no model/"]),
     ],
 )
@@ -58,9 +59,9 @@ def test_a_generated_network_can_be_read_back_and_trained_on(tmp_path: Path) -> 
         edge_std=np.array([0.1, 0.3], np.float32),
     )
     environment = parse_environment("temperature_k=310,ph=7")
-    line = generate.write(tmp_path, 3, network, ("glc__D_e",), environment, ("iML1515",))
+    line = generate.write(tmp_path, 3, network, ("glc__D_e",), environment, {"iML1515": 12.3456})
     assert line["file"] == "network_003.npz" and line["edges"] == 2 and line["atp_feasible"] is True
-    assert line["organisms_that_make_atp_with_it"] == ["iML1515"]
+    assert line["atp_mmol_g_h"] == {"iML1515": 12.346}
     assert line["edge_precision"] == 1.0  # hexokinase and glucose-6-phosphate isomerase are known reactions
     assert line["mean_edge_standard_deviation"] == pytest.approx(0.2)
     with np.load(tmp_path / "network_003.npz") as archive:  # no pickle needed
@@ -91,45 +92,47 @@ def test_equal_seeds_draw_equal_networks_and_the_mask_allows_known_edges_only(
     assert oracle.edge_precision(first) == 1.0
 
 
-def test_what_the_critic_refuses_is_drawn_again_and_the_rest_stays(
+def test_the_organisms_of_an_environment_pick_in_turn_what_serves_them_best(
+    untrained: tuple[torch.nn.Module, Chemistry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = find_graph_vae(untrained[0])
+
+    def network(*edges: tuple[int, int]) -> Network:
+        return Network(("a_c", "b_c", "c_c"), np.arange(3), np.array(edges), np.ones(len(edges), int), np.zeros(2))
+
+    poor, rich, long = network((0, 1)), network((1, 0)), network((1, 0), (1, 2))
+    rounds = iter([[poor, poor, poor, poor], [rich, long, long, rich], *[[poor] * 4] * (ROUNDS - 2)])
+    monkeypatch.setattr(networks, "draw", lambda *_: next(rounds))
+    environments = np.repeat(parse_environment("temperature_k=310,ph=7")[None], 4, axis=0)
+    environments[3, 0] = 395.0  # nobody stands it
+    atp = {poor.edges: {"A": 1.0}, rich.edges: {"A": 5.0, "B": 2.0}, long.edges: {"A": 5.0, "B": 3.0}}
+    asked: list[oracle.Question] = []
+
+    def most_atp(questions: list[oracle.Question], processes: int | None) -> list[dict[str, float]]:
+        asked.extend(questions)
+        return [atp[q.edges] if q.organisms else {} for q in questions]
+
+    monkeypatch.setattr(oracle, "most_atp", most_atp)
+    found = networks.draw_guided(model, (), environments, 0)
+    assert [n.edges for n in found] == [n.edges for n in (rich, long, rich, poor)]
+    assert len(asked) == 3 + 2  # a network is asked about once in an environment
+    living = frozenset(habitat.viable_organisms(environments[0]))
+    assert asked[0].organisms == living and asked[-1].organisms == frozenset()
+
+    rounds = iter([[poor, poor, poor, poor], [rich, long, long, rich], *[[poor] * 4] * (ROUNDS - 2)])
+    found = networks.draw_guided(model, (), environments, 0, distinct=True)
+    assert [n.edges for n in found] == [n.edges for n in (rich, long, poor, poor)]
+
+
+def test_guided_networks_are_among_those_drawn_and_no_worse_to_anybody_who_lives_there(
     untrained: tuple[torch.nn.Module, Chemistry],
 ) -> None:
     objective, chemistry = untrained
-    given = find_graph_vae(objective), chemistry.metabolites, np.repeat(parse_environment("ph=7")[None], 3, axis=0), 1
-    first = draw(*given)
-
-    def all_but_the_second(networks: Sequence[Network]) -> list[bool]:
-        return [number != 1 or network.edges != first[1].edges for number, network in enumerate(networks)]
-
-    networks, accepted, redrawn = draw_accepted(*given, all_but_the_second)
-    assert accepted == [True] * 3 and redrawn == 1
-    assert [n.edges == f.edges for n, f in zip(networks, first, strict=True)] == [True, False, True]
-    _, accepted, redrawn = draw_accepted(*given, lambda networks: [False] * len(networks))
-    assert accepted == [False] * 3 and redrawn == 3 * REDRAWS
-
-
-def test_the_critic_asks_once_about_a_network_and_tells_repetitions_by_environment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def network(*edges: tuple[int, int]) -> Network:
-        return Network(("a_c", "b_c"), np.arange(2), np.array(edges), np.ones(len(edges), int), np.zeros(len(edges)))
-
-    forth, back = network((0, 1)), network((1, 0))
-    environments = np.ones((4, len(ENVIRONMENT)), np.float32)
-    environments[3, 0] = 2.0
-    asked: list[list[frozenset]] = []
-
-    def feasible(questions: list, processes: int | None) -> list[bool]:
-        asked.append([q.edges for q in questions])
-        return [q.edges == forth.edges for q in questions]
-
-    monkeypatch.setattr(oracle, "atp_feasible", feasible)
-    drawn = [forth, back, forth, forth]
-    assert critic(environments, False, True)(drawn) == [True, True, False, True]
-    accept = critic(environments, True, True)
-    assert accept(drawn) == [True, False, False, True]
-    assert accept([forth, forth, back, back]) == [True, False, False, False]
-    assert asked == [[forth.edges, back.edges], []]
+    given = find_graph_vae(objective), chemistry.metabolites
+    environments = np.repeat(parse_environment("temperature_k=310,ph=7,o2=0.2")[None], 3, axis=0)
+    found = networks.draw_guided(*given, environments, 1, processes=1)
+    assert [n.edges for n in found] == [n.edges for n in networks.draw_guided(*given, environments, 1, processes=1)]
+    assert oracle.edge_precision([n.edges for n in found]) == 1.0
 
 
 def test_real_networks_make_atp_in_their_own_environment_and_use_known_edges(dataset: Path) -> None:
@@ -142,7 +145,7 @@ def test_real_networks_make_atp_in_their_own_environment_and_use_known_edges(dat
 
 def test_the_organism_of_a_real_network_is_among_those_that_make_atp_with_it(dataset: Path) -> None:
     living = [r for r in read_records(dataset, "train") if r.edges][:3]
-    found = oracle.organisms([oracle.Question(r.edges, r.nutrients) for r in living])
+    found = oracle.most_atp([oracle.Question(r.edges, r.nutrients) for r in living])
     assert all(record.organism in organisms for record, organisms in zip(living, found, strict=True))
 
 

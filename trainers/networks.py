@@ -16,7 +16,7 @@ from models.graph_vae import GraphVAE
 from trainers import oracle
 from trainers.records import Edges
 
-ROUNDS = 8  # networks drawn for one that is kept, where the oracle guides
+ROUNDS = 16  # networks drawn for one that is kept, where the oracle guides
 EXPLORING = 1.0  # temperature of the exemplars in all rounds but the first: what is rare in training may serve best
 ATP_DIGITS = 2  # mmol per gram and hour that are alike to the oracle
 _SEED_STRIDE = 1_000_003  # between the seeds of rounds
