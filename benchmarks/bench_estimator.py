@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,27 +18,10 @@ from models.configs import LoRAConfig
 from trainers import estimate, presets
 from trainers.config import RunConfig
 from trainers.engine import build_engine
-from trainers.inputs import OnDevice
 
 STEPS = 3
 METABOLITES = estimate.TYPICAL_METABOLITES
 ALL_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class Again:
-    """A stream of one batch again and again: memory depends on shapes alone."""
-
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Give the batch out."""
-        while True:
-            yield self._batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: there is no place."""
-        return {}
 
 
 class Case(NamedTuple):
@@ -95,13 +77,16 @@ def settings(case: Case, folder: Path) -> RunConfig:
 
 
 def measured_peak(config: RunConfig, batch: Batch) -> int:
-    """Return torch.cuda.max_memory_allocated over some steps."""
+    """Return torch.cuda.max_memory_allocated over some steps while the next batch lies on the card beside theirs.
+
+    In training the next batch comes during a step, before or after its peak (trainers/inputs.py): here always before.
+    """
     engine = build_engine(random_objective(config), config)
-    batches = iter(OnDevice(Again(batch), engine.device))
+    on_device = [batch.to(engine.device) for _ in range(2)]
     for step in range(STEPS):
         if step == 1 and engine.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # the moments exist from the second step on
-        engine.train_step(next(batches))
+        engine.train_step(on_device[step % 2])
     return torch.cuda.max_memory_allocated() if engine.device.type == "cuda" else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -45,19 +46,36 @@ def test_a_gradient_is_gone_when_the_next_one_comes() -> None:
     assert dry_run.count(net, [x], lambda: net(x).sum()).backward_peak < 2 * 256 * KIB + 40 * KIB
 
 
+def test_a_replayed_network_holds_copies_and_what_it_makes_lies_apart() -> None:
+    with torch.device("meta"):
+        whole = nn.ModuleDict({"net": nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64))})
+        x = torch.empty(32, 64)  # 8 KiB
+    counted = dry_run.count(whole, [x], lambda: whole["net"](x).square().sum(), ["net"])
+    weights = 2 * 32 * KIB + 2 * 512  # the second bias of 256 bytes takes a block too
+    held = weights + 8 * KIB + weights + 2 * 8 * KIB  # copies of weights and input, gradients, output and its gradient
+    assert counted.kept == {"CUDA graphs": held, "": 512}
+    assert counted.replayed == 32 * KIB  # relu and what it reads
+    assert counted.forward_peak == held + 8 * KIB + 8 * KIB + 512  # input, square, sum
+
+
+@pytest.mark.parametrize("engine", ["deepspeed", "local"])
 @pytest.mark.parametrize("part", ["cnn", "graph_vae"])
-def test_meta_tensors_are_counted_as_real_ones(part: str) -> None:
+def test_meta_tensors_are_counted_as_real_ones(part: str, engine: Literal["deepspeed", "local"]) -> None:
     settings, batch = config(part, 1), next(batches(0, 1))
+    settings = replace(settings, train=replace(settings.train, engine=engine))
     foretold = estimate.dry_run_step(settings, estimate.skeleton(settings, CHEMISTRY), batch)
     objective = build_objective(part, settings.model, CHEMISTRY)
-    for module in objective.leaf_modules():
-        name = next(n for n, m in objective.named_modules() if m is module)
-        estimate.flat.flatten(module, name)
+    names = {module: name for name, module in objective.named_modules()}
+    for module in objective.leaf_modules() if engine == "deepspeed" else []:
+        estimate.flat.flatten(module, names[module])
+    graphed = estimate.flat.graphed(objective) if engine == "deepspeed" else []
 
     def loss() -> Tensor:
         return weigh(objective(batch).terms, settings, None).loss
 
-    real = dry_run.count(objective.train(), tensors_of(batch), loss)
+    real = dry_run.count(objective.train(), tensors_of(batch), loss, graphed)
+    assert bool(real.replayed) == (engine == "deepspeed")
+    assert foretold.replayed == pytest.approx(real.replayed, abs=8 * dry_run.BLOCK)
     assert foretold.inputs == real.inputs
     for name, size in real.kept.items():  # constants that are made once take a block on one side only
         assert foretold.kept[name] == pytest.approx(size, abs=8 * dry_run.BLOCK)

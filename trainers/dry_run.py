@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from trainers.graphed import outline
+
 BLOCK = 512  # bytes: the CUDA caching allocator rounds every tensor up to it
 
 
@@ -29,6 +31,7 @@ class Counted(NamedTuple):
     kept: dict[str, int]  # by top-level module, at the end of forward: what autograd keeps, and outputs
     forward_peak: int
     backward_peak: int  # gradients that wait for their reduction included
+    replayed: int = 0  # in the memory of CUDA graphs, which torch reserves and does not count as allocated
 
 
 def rounded(size: int) -> int:
@@ -37,12 +40,16 @@ def rounded(size: int) -> int:
 
 
 class Meter(TorchDispatchMode):
-    """Follows every storage that operations make; `live` and `peak` are in bytes."""
+    """Follows every storage that operations make; `live` and `peak` are in bytes.
 
-    def __init__(self) -> None:
+    What is made under the labels of `apart` is counted apart, with a peak of its own for each.
+    """
+
+    def __init__(self, apart: Iterable[str] = ()) -> None:
         super().__init__()
         self.live, self.peak, self.label = 0, 0, ""
         self.by_label: Counter[str] = Counter()
+        self.peaks: dict[str, int] = dict.fromkeys(apart, 0)
         self._known: set[int] = set()
 
     def own(self, tensors: Iterable[Tensor]) -> int:
@@ -77,15 +84,50 @@ class Meter(TorchDispatchMode):
         if key in self._known or not size:
             return
         self._known.add(key)
-        weakref.finalize(storage, self._gone, key, size, self.label)
-        self.live += size
-        self.by_label[self.label] += size
-        self.peak = max(self.peak, self.live)
+        label = self.label
+        weakref.finalize(storage, self._gone, key, size, label)
+        self.by_label[label] += size
+        if label in self.peaks:
+            self.peaks[label] = max(self.peaks[label], self.by_label[label])
+        else:
+            self.live += size
+            self.peak = max(self.peak, self.live)
 
     def _gone(self, key: int, size: int, label: str) -> None:
         self._known.discard(key)
-        self.live -= size
         self.by_label[label] -= size
+        if label not in self.peaks:
+            self.live -= size
+
+
+class Recordings:
+    """What CUDA graphs hold (trainers/graphed.py) and the most that there is while one is recorded, in bytes.
+
+    A recording keeps copies of its weights and inputs, their gradients, its outputs and the gradients of those. What it
+    makes in between lies in a memory of its own, which counts as allocated only while it is recorded, in the second
+    step; the networks before it are recorded by then.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self.held, self.peak = 0, 0
+        self._meter = meter
+
+    def watch(self, name: str, module: nn.Module) -> list[Any]:
+        """Follow the calls of a module whose label the meter counts apart; return the hooks."""
+        weights = sum(rounded(p.numel() * p.element_size()) for p in module.parameters() if p.requires_grad)
+
+        def recorded(_: nn.Module, inputs: Any, named: Any, output: Any) -> None:
+            copies = weights + _bytes((inputs, named))
+            self.peak = max(self.peak, self._meter.live + self.held + copies + self._meter.peaks[name])
+            self.held += copies + weights + 2 * _bytes(output)
+
+        return [module.register_forward_hook(recorded, with_kwargs=True)]
+
+
+def _bytes(parts: Any) -> int:
+    tensors: list[Tensor] = []
+    outline(parts, tensors)
+    return sum(rounded(t.numel() * t.element_size()) for t in tensors)
 
 
 @contextmanager
@@ -141,7 +183,7 @@ _INDEXING = (
 )
 
 
-def count(objective: nn.Module, inputs: Iterable[Tensor], loss_of: Any) -> Counted:
+def count(objective: nn.Module, inputs: Iterable[Tensor], loss_of: Any, graphed: Iterable[str] = ()) -> Counted:
     """Count one forward and backward.
 
     A gradient is freed as soon as it is complete, as a ZeRO-3 engine does after copying it into its buckets.
@@ -150,14 +192,17 @@ def count(objective: nn.Module, inputs: Iterable[Tensor], loss_of: Any) -> Count
         objective: On the meta device.
         inputs: Tensors of the batch.
         loss_of: Runs the objective and returns the loss to differentiate.
+        graphed: Its children that are replayed as CUDA graphs.
     """
-    meter = Meter()
+    meter = Meter(graphed)
+    recordings = Recordings(meter)
     parameters = [p for p in objective.parameters() if p.requires_grad]
     meter.ignore([*objective.parameters(), *objective.buffers()])
     handles = [p.register_post_accumulate_grad_hook(_free_gradient) for p in parameters]
     for name, child in objective.named_children():
         handles.append(child.register_forward_pre_hook(_labelling(meter, name)))
         handles.append(child.register_forward_hook(_labelling(meter, "")))
+        handles += recordings.watch(name, child) if name in meter.peaks else []
     try:
         with meter, _flash_attention():
             meter.label = "inputs"
@@ -165,13 +210,17 @@ def count(objective: nn.Module, inputs: Iterable[Tensor], loss_of: Any) -> Count
             meter.label = ""
             loss = loss_of()
             kept = {name: size for name, size in meter.by_label.items() if size > 0 and name != "inputs"}
-            forward_peak = meter.peak
+            forward_peak = max(meter.peak + recordings.held, recordings.peak)
             meter.restart_peak()
             loss.backward()
     finally:
         for handle in handles:
             handle.remove()
-    return Counted(held, kept, forward_peak, meter.peak)
+    for name in meter.peaks:  # what lies there between a forward and its backward is in `replayed`
+        kept.pop(name, None)
+    if recordings.held:
+        kept["CUDA graphs"] = recordings.held
+    return Counted(held, kept, forward_peak, meter.peak + recordings.held, sum(meter.peaks.values()))
 
 
 def _free_gradient(parameter: Tensor) -> None:

@@ -42,7 +42,8 @@ from trainers.inputs import tensors_of
 
 MIB, GIB = 2**20, 2**30
 # Memory that cuBLAS takes through torch's allocator on a Hopper card, a workspace for the forward thread and one for
-# the backward thread: torch aten/src/ATen/cuda/CUDABlas.cpp, 32 MiB each on compute capability 9.
+# the backward thread: torch aten/src/ATen/cuda/CUDABlas.cpp, 32 MiB each on compute capability 9. The stream on which
+# CUDA graphs are recorded has such a pair of its own.
 CUBLAS_WORKSPACES = 2 * 32 * MIB
 OUTSIDE = 1.0 * GIB  # CUDA context, NCCL, fragmentation: what the card needs beside what torch allocates
 MARGIN = 1.03
@@ -83,7 +84,17 @@ class Estimate(NamedTuple):
     def peak(self) -> int:
         """What torch.cuda.max_memory_allocated will report."""
         stays = self.standing[: Standing._fields.index("reduction")]
-        return sum(stays) + CUBLAS_WORKSPACES + self.batches - self.counted.inputs + self._inside
+        return sum(stays) + self.library + self.batches - self.counted.inputs + self._inside
+
+    @property
+    def card(self) -> int:
+        """What the card must hold: the peak, and what lies in the memory of CUDA graphs meanwhile."""
+        return self.peak + self.counted.replayed
+
+    @property
+    def library(self) -> int:
+        """Bytes of cuBLAS workspaces."""
+        return CUBLAS_WORKSPACES * (2 if self.counted.replayed else 1)
 
     @property
     def _inside(self) -> int:
@@ -136,7 +147,8 @@ def dry_run_step(config: RunConfig, objective: nn.Module, batch: Batch) -> Count
         total: Tensor = weigh(objective(counted).terms, config, None).loss
         return total
 
-    return dry_run.count(objective.train(), tensors_of(counted), loss)
+    graphed = flat.graphed(objective) if config.train.engine == "deepspeed" else []
+    return dry_run.count(objective.train(), tensors_of(counted), loss, graphed)
 
 
 def _with_tensors(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -313,7 +325,7 @@ def advise(config: RunConfig, chemistry: Chemistry, gpus: int, gpu_memory_gib: f
             standing = standing_bytes(choice, objective, gpus)
             for size in _sizes(wanted):
                 accumulation = wanted // size * config.train.accumulation
-                peak = Estimate(standing, _between(few, many, sizes, size), accumulation).peak
+                peak = Estimate(standing, _between(few, many, sizes, size), accumulation).card
                 if fits(peak, gpu_memory_gib):
                     batch = [f"data.samples_per_rank={size}", f"train.accumulation={accumulation}"]
                     return Advice([*batch, *settings], gpus, peak)
@@ -350,6 +362,7 @@ def _between(few: Counted, many: Counted, sizes: tuple[int, int], size: int) -> 
         kept,
         line(few.forward_peak, many.forward_peak),
         line(few.backward_peak, many.backward_peak),
+        line(few.replayed, many.replayed),
     )
 
 
@@ -406,7 +419,7 @@ def table(config: RunConfig, told: Estimate, numbers: dict[str, int]) -> list[tu
     ]
     kept = sorted(counted.kept.items(), key=lambda item: -item[1])
     rows += [("activations" if i == 0 else "", name or "losses, outputs", size) for i, (name, size) in enumerate(kept)]
-    return [*rows, ("temporary", "at the peak", told.temporary), ("library", "cuBLAS workspaces", CUBLAS_WORKSPACES)]
+    return [*rows, ("temporary", "at the peak", told.temporary), ("library", "cuBLAS workspaces", told.library)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -429,7 +442,8 @@ def main(argv: list[str] | None = None) -> int:
                     "gpus": arguments.gpus,
                     "samples_per_rank": config.data.samples_per_rank,
                     "peak_bytes": told.peak,
-                    "fits": fits(told.peak, arguments.gpu_memory),
+                    "card_bytes": told.card,
+                    "fits": fits(told.card, arguments.gpu_memory),
                     "bytes": told.standing._asdict() | {"batches": told.batches, "temporary": told.temporary},
                     "activations": told.counted.kept,
                     "parameters": numbers,
@@ -444,8 +458,9 @@ def main(argv: list[str] | None = None) -> int:
     for what, detail, size in rows:
         if size >= GIB // 2000:
             print(f"  {what:12} {detail:38} {size / GIB:9.3f}")
-    verdict = "fits" if fits(told.peak, arguments.gpu_memory) else "does not fit"
-    print(f"  {'peak':12} {f'{verdict} {arguments.gpu_memory:g} GiB':38} {told.peak / GIB:9.3f}")
+    print(f"  {'peak':12} {'':38} {told.peak / GIB:9.3f}")
+    verdict = "fits" if fits(told.card, arguments.gpu_memory) else "does not fit"
+    print(f"  {'card':12} {f'with replayed networks; {verdict} {arguments.gpu_memory:g} GiB':38} {told.card / GIB:9.3f}")
     if advice is None:
         print("recommended: a smaller model; no micro-batch, offload or number of cards makes this one fit")
     else:

@@ -138,6 +138,16 @@ def _merge(
     return Flat(f"{name}.{attribute}", flat, tuple(slots))
 
 
+def graphed(objective: nn.Module) -> list[str]:
+    """Return the names of the leaf modules whose training passes are replayed as CUDA graphs on a GPU.
+
+    The reader of texts meets other lengths in each step, and what it reads is large: it is not recorded.
+    """
+    names = {id(module): name for name, module in objective.named_modules()}
+    leaves = {names[id(module)]: module for module in objective.leaf_modules()}  # type: ignore[operator]
+    return [name for name, leaf in leaves.items() if not name.startswith("language.") and not _drops_out(leaf)]
+
+
 def _drops_out(module: nn.Module) -> bool:
     """Tell whether a module draws random numbers in training, which a replay would repeat."""
     return any(
