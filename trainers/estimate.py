@@ -460,7 +460,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  {what:12} {detail:38} {size / GIB:9.3f}")
     print(f"  {'peak':12} {'':38} {told.peak / GIB:9.3f}")
     verdict = "fits" if fits(told.card, arguments.gpu_memory) else "does not fit"
-    print(f"  {'card':12} {f'with replayed networks; {verdict} {arguments.gpu_memory:g} GiB':38} {told.card / GIB:9.3f}")
+    detail = f"with CUDA graphs; {verdict} {arguments.gpu_memory:g} GiB"
+    print(f"  {'card':12} {detail:38} {told.card / GIB:9.3f}")
     if advice is None:
         print("recommended: a smaller model; no micro-batch, offload or number of cards makes this one fit")
     else:
