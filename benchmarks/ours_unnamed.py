@@ -51,6 +51,7 @@ CPU_PAIRS, GPU_PAIRS = 2**18, 2**22  # of nodes in a batch, at most, of training
 LEAST = (0.0, 0.02, 0.05, 0.1)  # of which the held-out graphs choose one: see models.unnamed_graphs.grow
 TOLERANCE = 0.02  # the least change that is this near the best is taken: scores of few draws are not exact
 CPU_TRIALS, GPU_TRIALS, MOST_TRIALS = 16, 64, 256  # graphs drawn with each of them, at a time and in all
+ROUNDS = 4  # that a node takes, about
 MOST_CHOOSING = 0.15  # of the seconds may be kept for that; where it takes more, everything is drawn
 
 
@@ -179,7 +180,7 @@ class OursUnnamed:
         }
 
     def _turn_seconds(self) -> float:
-        """Return about how long the draws of a turn of `_choose` take, at most: graphs that are three fifths grown."""
+        """Return about how long the draws of a turn of `_choose` take: graphs that are three fifths grown."""
         graphs, nodes = self._trials() * len(LEAST), max(min(3 * self.frame.most // 5, WINDOW), 1)
         number = torch.full((graphs,), nodes - 1, device=self.device)
         state = torch.full((graphs, nodes, nodes), NONE, dtype=torch.int8, device=self.device)
@@ -192,7 +193,7 @@ class OursUnnamed:
                     self.net, patch, torch.full_like(number, PAIRS), nothing, number, nothing.sum(1), self.steps
                 )
                 float(found[0].sum())
-        a_node = self.steps + 1 + (self.net.labels > 1)
+        a_node = min(self.steps, ROUNDS) + 1 + (self.net.labels > 1)
         return a_node * self.frame.most * (dense_graphs.now() - began)
 
     def _workers(self) -> int:

@@ -11,6 +11,7 @@ large graph the decoder looks at the WINDOW newest nodes and at all that are ope
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -438,35 +439,124 @@ def grow(
             saves passes.
     """
     device, padded = size.device, -(-int(size.max()) // multiple) * multiple
-    label = torch.full((len(size), padded), decoder.labels, device=device)
-    state = torch.full((len(size), padded, padded), NONE, dtype=torch.int8, device=device)
-    opened, newest, place = torch.zeros_like(size), torch.zeros_like(size), torch.arange(padded, device=device)
-    turn = torch.full_like(size, LABEL)  # a first node has no parent
+    graphs = Growing(
+        label=torch.full((len(size), padded), decoder.labels, device=device),
+        state=torch.full((len(size), padded, padded), NONE, dtype=torch.int8, device=device),
+        newest=torch.zeros_like(size),
+        opened=torch.zeros_like(size),
+        turn=torch.full_like(size, LABEL),  # a first node has no parent
+    )
+    facts = torch.empty(3, dtype=torch.long, device=device)  # a GPU is asked once a pass: each question makes it wait
+    going = torch.empty_like(size, dtype=torch.bool)
+
+    def look() -> None:
+        there = graphs.newest < size
+        torch.logical_and(there, graphs.newest <= torch.where(there, graphs.newest, padded).amin() + ahead, out=going)
+        most, first = torch.where(going, graphs.newest, 0).amax(), torch.where(going, graphs.opened, padded).amin()
+        torch.stack([going.sum(), most, first], out=facts)
+
+    def advance_all(cut: int) -> None:
+        everyone = torch.arange(len(size), device=device)
+        _advance(decoder, graphs, everyone, going, size, condition, seed, least, steps, cut)
+        look()
+
+    replayed = _Replayed(advance_all) if device.type == "cuda" and padded <= WINDOW else None
+    look()
     while True:
-        going = newest < size
-        going &= newest <= torch.where(going, newest, padded).amin() + ahead
-        facts = (going.sum(), torch.where(going, newest, 0).amax(), torch.where(going, opened, padded).amin())
-        number, most, first = torch.stack(facts).tolist()  # at once: each question to a GPU makes it wait
+        number, most, first = facts.tolist()
         if number == 0:
             break
-        rows = going.byte().argsort(descending=True, stable=True)[:number]
         cut = min(-(-(most + 1) // multiple) * multiple, padded)
-        patch = Patch(newest[rows], opened[rows], size[rows], label[rows, :cut], state[rows, :cut, :cut])
-        k = patch.newest
-        given = (turn[rows], condition[rows], seed[rows], least[rows])
-        name, row, turn[rows] = draw(decoder, patch, *given, steps, first)
-        label[rows, k], state[rows, k, :cut], state[rows, :cut, k] = name, row, flipped(row)
-        joined = row != NONE
-        first = torch.where(joined.any(1), joined.byte().argmax(1), k)
-        decided = turn[rows] == PARENT
-        newest[rows] = k + decided
-        opened[rows] = torch.where(decided, torch.maximum(patch.opened, first), patch.opened)
-        # Of the node that comes next, the pairs with open nodes are hidden.
-        k = newest[rows].clamp(max=padded - 1)
-        hidden = (decided & (newest[rows] < size[rows]))[:, None] & (place < k[:, None]) & (place >= opened[rows, None])
-        row = torch.where(hidden, HIDDEN_PAIR, state[rows, k])
-        state[rows, k], state[rows, :, k] = row, flipped(row)
-    return label.masked_fill(place >= size[:, None], 0), (state == FORWARD) | (state == BOTH)
+        if replayed is not None:
+            replayed(cut)
+            continue
+        rows = going.byte().argsort(descending=True, stable=True)[:number]
+        given = size[rows], condition[rows], seed[rows], least[rows]
+        _advance(decoder, graphs, rows, going[rows], *given, steps, cut, first)
+        look()
+    there = torch.arange(padded, device=device) < size[:, None]
+    return graphs.label.masked_fill(~there, 0), (graphs.state == FORWARD) | (graphs.state == BOTH)
+
+
+class Growing(NamedTuple):
+    """Graphs that are being drawn; changed in place."""
+
+    label: Int[Tensor, "B N"]
+    state: Int[Tensor, "B N N"]
+    newest: Int[Tensor, " B"]
+    opened: Int[Tensor, " B"]
+    turn: Int[Tensor, " B"]  # see draw
+
+
+def _advance(
+    decoder: GrowthDecoder,
+    graphs: Growing,
+    rows: Int[Tensor, " R"],
+    going: Bool[Tensor, " R"],
+    size: Int[Tensor, " R"],
+    condition: Float[Tensor, "R C"],
+    seed: Int[Tensor, " R"],
+    least: Float[Tensor, " R"],
+    steps: int,
+    cut: int,
+    first: int = 0,
+) -> None:
+    """Draw what is next of some graphs; those that are not going stay as they are.
+
+    Args:
+        cut: Nodes of the patches.
+        first: No graph has an open node before it.
+    """
+    label, state, newest, opened, turn = graphs
+    padded = label.shape[1]
+    place = torch.arange(padded, device=rows.device)
+    k = newest[rows].clamp(max=cut - 1)
+    patch = Patch(k, opened[rows], size, label[rows, :cut], state[rows, :cut, :cut])
+    name, row, following = draw(decoder, patch, turn[rows], condition, seed, least, steps, first)
+    label[rows, k] = torch.where(going, name, label[rows, k])
+    row = torch.where(going[:, None], row, state[rows, k, :cut])
+    state[rows, k, :cut], state[rows, :cut, k] = row, flipped(row)
+    joined = row != NONE
+    oldest = torch.where(joined.any(1), joined.byte().argmax(1), k)
+    turn[rows] = torch.where(going, following, turn[rows])
+    decided = going & (following == PARENT)
+    newest[rows] += decided
+    opened[rows] = torch.where(decided, torch.maximum(patch.opened, oldest), patch.opened)
+    # Of the node that comes next, the pairs with open nodes are hidden.
+    k = newest[rows].clamp(max=padded - 1)
+    hidden = (decided & (newest[rows] < size))[:, None] & (place < k[:, None]) & (place >= opened[rows, None])
+    row = torch.where(hidden, HIDDEN_PAIR, state[rows, k])
+    state[rows, k], state[rows, :, k] = row, flipped(row)
+
+
+class _Replayed:
+    """Runs a function of a number, which changes tensors in place, from CUDA graphs: a pass is one launch, not 1,000.
+
+    Nothing in it may wait for the device. The first call of each number runs as it is, the second is recorded.
+    """
+
+    def __init__(self, run: Callable[[int], None]) -> None:
+        self.run = run
+        self.recorded: dict[int, torch.cuda.CUDAGraph] = {}
+        self.seen: set[int] = set()
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream()
+
+    def __call__(self, number: int) -> None:
+        if number not in self.seen:
+            self.seen.add(number)
+            self.run(number)
+            return
+        if number not in self.recorded:
+            graph = torch.cuda.CUDAGraph()
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                graph.capture_begin(pool=self.pool)
+                self.run(number)
+                graph.capture_end()
+            torch.cuda.current_stream().wait_stream(self.stream)
+            self.recorded[number] = graph
+        self.recorded[number].replay()
 
 
 def draw(

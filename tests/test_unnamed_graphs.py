@@ -133,6 +133,46 @@ def test_what_is_drawn_for_a_graph_depends_on_its_seed_alone() -> None:
     assert (adjacency != adjacency.transpose(1, 2)).any()
 
 
+def test_the_least_sure_pair_is_decided_with_those_that_are_sure() -> None:
+    doubt = torch.tensor([[0.1, 0.6, 0.15, 0.3, 0.02, 0.0]] * 3)
+    hidden = torch.tensor([[True, True, True, True, True, False]] * 3)
+    hidden[2] = False
+    chosen = unnamed_graphs.revealed(doubt, hidden, torch.tensor([8, 1, 8]))
+    assert chosen.tolist() == [[True, True, True, False, True, False], [True] * 5 + [False], [False] * 6]
+    alone = unnamed_graphs.revealed(torch.tensor([[0.5, 0.6, 0.7]]), torch.ones(1, 3).bool(), torch.tensor([8]))
+    assert alone.tolist() == [[False, False, True]]
+
+
+def test_graphs_that_wait_stay_as_they_are() -> None:
+    net, size = decoder(), torch.tensor([4, 4])
+    graphs = unnamed_graphs.Growing(
+        torch.zeros(2, 4, dtype=torch.long),
+        torch.full((2, 4, 4), NONE, dtype=torch.int8),
+        torch.tensor([1, 4]),  # the second one is complete
+        torch.zeros(2, dtype=torch.long),
+        torch.full((2,), unnamed_graphs.PARENT),
+    )
+    graphs.state[0, 0, 1] = graphs.state[0, 1, 0] = HIDDEN_PAIR
+    before = [t.clone() for t in graphs]
+    given = size, torch.zeros(2, 0), torch.tensor([3, 4]), torch.zeros(2), 8
+    with torch.no_grad():
+        unnamed_graphs._advance(net, graphs, torch.arange(2), torch.tensor([False, False]), *given, 2)
+        assert all(torch.equal(*pair) for pair in zip(before, graphs, strict=True))
+        unnamed_graphs._advance(net, graphs, torch.arange(2), torch.tensor([True, False]), *given, 2)
+    assert graphs.newest.tolist() == [2, 4]
+    assert all(torch.equal(b[1], g[1]) for b, g in zip(before, graphs, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_replayed_passes_draw_what_a_cpu_draws() -> None:
+    net, seeds = decoder(labels=3, directed=True), torch.arange(40)
+    size, least = torch.arange(40, 0, -1) // 2 + 1, torch.full((40,), 0.1)
+    with torch.no_grad():
+        label, adjacency = grow(net, size, torch.zeros(40, 0), seeds, least, 8, multiple=8)
+        there = grow(net.cuda(), *(t.cuda() for t in (size, torch.zeros(40, 0), seeds, least)), 8, 8, 8)
+    assert torch.equal(there[0].cpu(), label) and torch.equal(there[1].cpu(), adjacency)
+
+
 def test_features_laid_out_a_few_rows_at_a_time_give_the_same_scores_and_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
