@@ -15,11 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.rows import Row, main
@@ -49,7 +48,6 @@ def _edgeless(graph: GraphBatch) -> GraphBatch:
 FORMS: Mapping[str, Callable[[GraphBatch], GraphBatch]] = {
     "ours": lambda graph: graph,
     "one_layer": lambda graph: graph,
-    "without_environment": lambda graph: graph,
     "undirected": _undirected,
     "metabolites_alone": _edgeless,
 }
@@ -65,23 +63,14 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-class Networks(NamedTuple):
-    """Distinct networks and the environment of one planet that has each."""
-
-    graph: GraphBatch
-    environment: Float[Tensor, "B V"]
-
-    def rows(self, rows: Tensor) -> Networks:
-        """Return some of them."""
-        parts = {f.name: getattr(self.graph, f.name)[rows] for f in fields(self.graph)}
-        return Networks(GraphBatch(**parts), self.environment[rows])
-
-
-def networks(data: Path, split: str, device: torch.device) -> Networks:
+def networks(data: Path, split: str, device: torch.device) -> GraphBatch:
     """Return the distinct networks of a split."""
     kept = {edges: sample for sample in without_cubes(data, split) if (edges := edge_names(sample.graph))}
-    batch = collate(list(kept.values()), MAX_METABOLITES).to(device)
-    return Networks(batch.graph, batch.environment)
+    return collate(list(kept.values()), MAX_METABOLITES).to(device).graph
+
+
+def _some(graph: GraphBatch, rows: Tensor) -> GraphBatch:
+    return GraphBatch(**{f.name: getattr(graph, f.name)[rows] for f in fields(graph)})
 
 
 def measure(form: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
@@ -92,26 +81,25 @@ def measure(form: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     model = GraphVAE(GraphVAEConfig(encoder_layers=1 if form == "one_layer" else 2), chemistry).to(device).train()
     train, test = (networks(given.data, split, device) for split in ("train", "test"))
     trained = [*model.identity.parameters(), *model.read_composition.parameters(), *model.recon.parameters()]
-    trained += [*model.encoder.parameters(), *model.environment_encoder.parameters()]
+    trained += model.encoder.parameters()
     optimizer = torch.optim.AdamW(trained, lr=PEAK_LR, weight_decay=WEIGHT_DECAY)
     draws = torch.Generator().manual_seed(seed)
 
-    def nats(of: Networks) -> Tensor:
-        shown = torch.full((len(of.environment),), form != "without_environment", device=device)
-        logits = model.recon(model.encode(FORMS[form](of.graph), of.environment, shown)).float()
-        truth = model.edges(of.graph).float()
+    def nats(graph: GraphBatch) -> Tensor:
+        logits = model.recon(model.encode(FORMS[form](graph))).float()
+        truth = model.edges(graph).float()
         return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(1)
 
     for step in range(given.steps):
-        loss = nats(train.rows(torch.randint(len(train.environment), (BATCH,), generator=draws).to(device))).mean()
+        loss = nats(_some(train, torch.randint(len(train.mask), (BATCH,), generator=draws).to(device))).mean()
         optimizer.param_groups[0]["lr"] = PEAK_LR * 0.5 * (1 + math.cos(math.pi * step / given.steps))
         optimizer.zero_grad()
         (loss / 10).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     model.eval()
-    frequency = model.edges(train.graph).float().mean(0).clamp(1e-3, 1 - 1e-3)
-    truth = model.edges(test.graph).float()
+    frequency = model.edges(train).float().mean(0).clamp(1e-3, 1 - 1e-3)
+    truth = model.edges(test).float()
     with torch.no_grad():
         return {
             "benchmark": "encoder",
@@ -122,7 +110,7 @@ def measure(form: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
             "nats_of_frequencies": round(
                 float(F.binary_cross_entropy(frequency.expand_as(truth), truth) * len(frequency)), 2
             ),
-            "networks": [len(train.environment), len(test.environment)],
+            "networks": [len(train.mask), len(test.mask)],
             "steps": given.steps,
         }
 

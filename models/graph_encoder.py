@@ -1,4 +1,4 @@
-"""Read a metabolic network and its environment into one latent vector."""
+"""Read a metabolic network into one latent vector; read an environment."""
 
 from __future__ import annotations
 
@@ -61,25 +61,25 @@ def scaled_composition(composition: Float[Tensor, "*rows 8"]) -> Float[Tensor, "
 
 
 class GraphEncoder(nn.Module):
-    """Graph transformer over the directed edges of a network, conditioned on its environment through FiLM."""
+    """Graph transformer over the directed edges of a network.
+
+    It does not read the environment: with that at hand it knows training networks by heart (CHANGELOG.md).
+    """
 
     def __init__(self, width: int, heads: int, layers: int, latent_dim: int) -> None:
         super().__init__()
         pair = torch.arange(TYPES * TYPES)
         self.inputs = nn.Linear(COMPOSITION + 2 + 2, width)
         self.transformer = GraphTransformer(
-            width, heads, layers, width, successor=pair // TYPES > 0, predecessor=pair % TYPES > 0
+            width, heads, layers, successor=pair // TYPES > 0, predecessor=pair % TYPES > 0
         )
-        self.to_latent = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, latent_dim))
+        self.to_latent = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, latent_dim))
 
-    def forward(
-        self, graph: GraphBatch, identity: Float[Tensor, "B N D"], environment: Float[Tensor, "B D"]
-    ) -> Float[Tensor, "B Z"]:
+    def forward(self, graph: GraphBatch, identity: Float[Tensor, "B N D"]) -> Float[Tensor, "B Z"]:
         """Return the latent.
 
         Args:
             identity: Embedding of each metabolite's name.
-            environment: Its embedding.
         """
         real = graph.mask[..., None].to(identity.dtype)
         degrees = torch.stack([graph.adjacency.sum(1), graph.adjacency.sum(2)], -1).float().log1p()
@@ -87,8 +87,7 @@ class GraphEncoder(nn.Module):
         known = torch.cat([scaled_composition(features[..., :COMPOSITION]), features[..., COMPOSITION:], degrees], -1)
         nodes = (identity + self.inputs(known.to(identity.dtype))) * real
         edge_type = graph.edge_type * graph.adjacency
-        nodes = self.transformer(nodes, graph.mask, edge_type * TYPES + edge_type.transpose(1, 2), environment)
+        nodes = self.transformer(nodes, graph.mask, edge_type * TYPES + edge_type.transpose(1, 2))
         size = real.sum(1).clamp(min=1.0)
         strongest = torch.where(graph.mask[..., None], nodes, -torch.inf).amax(1).nan_to_num(neginf=0.0)
-        pooled = torch.cat([nodes.sum(1) / size, strongest, environment], dim=1)
-        return self.to_latent(pooled)
+        return self.to_latent(torch.cat([nodes.sum(1) / size, strongest], dim=1))

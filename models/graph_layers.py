@@ -1,4 +1,4 @@
-"""Transformer layers over graph nodes: attention biased by what joins each pair, conditioned through FiLM."""
+"""Transformer layers over graph nodes, whose attention is biased by what joins each pair; FiLM."""
 
 from __future__ import annotations
 
@@ -45,7 +45,6 @@ class GraphTransformer(nn.Module):
         width: int,
         heads: int,
         layers: int,
-        condition_dim: int,
         successor: Bool[Tensor, " R"],
         predecessor: Bool[Tensor, " R"],
         dropout: float = 0.0,
@@ -57,7 +56,6 @@ class GraphTransformer(nn.Module):
         with torch.no_grad():
             for h in range(layers * heads):
                 self.pair_bias.weight[:, h] += 2.0 * (successor if h % 2 == 0 else predecessor).float()
-        self.film = FiLM(condition_dim, width, 2 * layers)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * layers + 1))
         self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(layers))
         self.merge = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
@@ -67,21 +65,16 @@ class GraphTransformer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self,
-        nodes: Float[Tensor, "B N D"],
-        mask: Bool[Tensor, "B N"],
-        pair_state: Int[Tensor, "B N N"],
-        condition: Float[Tensor, "B E"],
+        self, nodes: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], pair_state: Int[Tensor, "B N N"]
     ) -> Float[Tensor, "B N D"]:
         """Return the node states; padding neither reads nor is read."""
         size, count, width = nodes.shape
         absent = torch.where(mask, 0.0, -1e4).to(nodes.dtype)
         block = max(BLOCK // count, 1)
         bias = self._bias(pair_state, absent) if block >= count else None
-        sites = self.film(condition)
         for layer in range(self.layers):
-            x = film(self.norms[2 * layer](nodes), sites[2 * layer])
-            q, k, v = self.qkv[layer](x).view(size, count, 3, self.heads, -1).permute(2, 3, 0, 1, 4)
+            x = self.qkv[layer](self.norms[2 * layer](nodes))
+            q, k, v = x.view(size, count, 3, self.heads, -1).permute(2, 3, 0, 1, 4)
             if bias is not None:
                 read = _attention(q, k, v, bias[layer])
             else:
@@ -89,8 +82,7 @@ class GraphTransformer(nn.Module):
                 read = torch.cat([self._some(layer, q[:, :, p], k, v, pair_state[:, p], absent) for p in parts], dim=2)
             read = read.permute(1, 2, 0, 3).reshape(size, count, width)
             nodes = nodes + self.dropout(self.merge[layer](read))
-            x = film(self.norms[2 * layer + 1](nodes), sites[2 * layer + 1])
-            nodes = nodes + self.dropout(self.feed[layer](x))
+            nodes = nodes + self.dropout(self.feed[layer](self.norms[2 * layer + 1](nodes)))
         return self.norms[-1](nodes) * mask[..., None].to(nodes.dtype)
 
     def _bias(self, pair_state: Int[Tensor, "B R N"], absent: Float[Tensor, "B N"]) -> Float[Tensor, "L H B R N"]:

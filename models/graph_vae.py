@@ -96,7 +96,6 @@ class GraphVAE(nn.Module):
         self.identity = nn.Embedding(metabolites, width)
         nn.init.normal_(self.identity.weight, std=0.5)
         self.read_composition = nn.Linear(COMPOSITION, width)
-        self.environment_encoder = EnvironmentEncoder(width)
         self.encoder = GraphEncoder(width, config.heads, config.encoder_layers, config.latent_dim)
         self.recon = nn.Linear(config.latent_dim, len(pairs))
         self.surroundings = EnvironmentEncoder(width)
@@ -109,7 +108,6 @@ class GraphVAE(nn.Module):
         environment: Float[Tensor, "B V"],
         environment_present: Bool[Tensor, " B"],
         noise_seed: Int[Tensor, " B"] | None = None,
-        environment_visible: Bool[Tensor, " B"] | None = None,
     ) -> GraphVAEOutput:
         """Encode the networks, and predict the hidden edges of each from the rest, an exemplar and its environment.
 
@@ -117,24 +115,18 @@ class GraphVAE(nn.Module):
             environment: Physical units, variables.ENVIRONMENT.
             environment_present: Where False, a learned vector stands in.
             noise_seed: One number a sample, from which its exemplar and its hidden edges are drawn; zeros by default.
-            environment_visible: Where False the encoder, and so `latent`, does not read the environment (the decoder
-                still does); `environment_present` by default.
         """
         seed = torch.zeros_like(graph.mask[:, 0], dtype=torch.long) if noise_seed is None else noise_seed
-        visible = environment_present if environment_visible is None else environment_visible & environment_present
-        latent = self.encode(graph, environment, visible)
+        latent = self.encode(graph)
         edges = self.edges(graph)
         decoded = self.decode(edges, environment, environment_present, seed)
         return GraphVAEOutput(latent, edges, self.recon(latent).float(), *decoded)
 
-    def encode(
-        self, graph: GraphBatch, environment: Float[Tensor, "B V"], visible: Bool[Tensor, " B"]
-    ) -> Float[Tensor, "B Z"]:
-        """Return the latent that the fusion reads; an environment that is not visible has no part in it."""
+    def encode(self, graph: GraphBatch) -> Float[Tensor, "B Z"]:
+        """Return the latent that the fusion reads; the environment has no part in it."""
         index = graph.metabolite_index
         identity = self.identity(index) + self.read_composition(self.composition[index])
-        latent = self.encoder(graph, identity, self.environment_encoder(environment_features(environment), visible))
-        return latent * graph.mask.any(1, keepdim=True)
+        return self.encoder(graph, identity) * graph.mask.any(1, keepdim=True)
 
     def edges(self, graph: GraphBatch) -> Bool[Tensor, "B E"]:
         """Return which of the known edges a network has; what is not known is left out."""

@@ -186,9 +186,8 @@ class UnifiedObjective(nn.Module):
 
         climate = self.climate(batch.climate)
         spectrum = self.spectrum(ppm, batch.spectrum.error_ppm, batch.spectrum.star_temperature_k)
-        # The latent of a network must not carry the environment into the fusion where that is hidden.
-        has_environment, shown = present[:, ENVIRONMENT_VECTOR], visible[:, ENVIRONMENT_VECTOR]
-        graph = self.graph_vae(batch.graph, batch.environment, has_environment, seeds, shown)
+        has_environment = present[:, ENVIRONMENT_VECTOR]
+        graph = self.graph_vae(batch.graph, batch.environment, has_environment, seeds)
         latents = {
             "climate": climate.latent,
             "spectrum": spectrum.latent,

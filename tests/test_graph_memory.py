@@ -32,17 +32,17 @@ def test_random_graphs_have_three_edges_a_node_and_hang_together() -> None:
 def test_attention_of_some_nodes_at_a_time_is_that_of_all_with_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     states = torch.tensor([False, True, True, False])
-    net = GraphTransformer(16, 2, 2, 4, states, states.roll(1))
+    net = GraphTransformer(16, 2, 2, states, states.roll(1))
     nodes, mask = torch.randn(2, 6, 16), torch.arange(6) < torch.tensor([[6], [4]])
-    pairs, condition = torch.randint(4, (2, 6, 6)), torch.randn(2, 4)
+    pairs = torch.randint(4, (2, 6, 6))
     found = []
     for block in (1000, 12):  # all rows at once, two at a time
         monkeypatch.setattr(graph_layers, "BLOCK", block)
         net.zero_grad()
-        read = net(nodes, mask, pairs, condition)
+        read = net(nodes, mask, pairs)
         read.square().sum().backward()
         found.append((read, *(p.grad.clone() for p in net.parameters())))
     assert len(found[0]) > 10 and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
     monkeypatch.setattr(graph_layers, "BLOCK", 12)
     with torch.no_grad():
-        assert torch.allclose(net(nodes, mask, pairs, condition), found[0][0], atol=1e-5)
+        assert torch.allclose(net(nodes, mask, pairs), found[0][0], atol=1e-5)

@@ -48,20 +48,17 @@ class GeometricTransformer(nn.Module):
         pair_graph, i, j = (mask[:, :, None] & mask[:, None, :]).nonzero(as_tuple=True)
         self.place = (graph, node, torch.stack([row[pair_graph, j], row[pair_graph, i]]), pair_graph, i, j)
 
-    def forward(self, nodes: Tensor, mask: Tensor, pair_state: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, nodes: Tensor, mask: Tensor, pair_state: Tensor) -> Tensor:
         """See GraphTransformer."""
         dense = self.dense
         graph, node, edge_index, pair_graph, i, j = self.place
         x = nodes[graph, node]
         bias = dense.pair_bias(pair_state[pair_graph, i, j]).unflatten(-1, (dense.layers, dense.heads))
-        sites = [(scale[graph], shift[graph]) for scale, shift in dense.film(condition)]
         for layer in range(dense.layers):
-            scale, shift = sites[2 * layer]
-            read = dense.qkv[layer](dense.norms[2 * layer](x) * (1.0 + scale) + shift)
+            read = dense.qkv[layer](dense.norms[2 * layer](x))
             q, k, v = read.view(len(x), 3, dense.heads, -1).unbind(1)
             x = x + dense.merge[layer](self.attention(q, k, v, edge_index, bias[:, layer]).flatten(1))
-            scale, shift = sites[2 * layer + 1]
-            x = x + dense.feed[layer](dense.norms[2 * layer + 1](x) * (1.0 + scale) + shift)
+            x = x + dense.feed[layer](dense.norms[2 * layer + 1](x))
         out = torch.zeros_like(nodes)
         out[graph, node] = dense.norms[-1](x)
         return out
