@@ -81,6 +81,7 @@ def stream_of(config: RunConfig, per_rank: int) -> BatchStream:
         max_tokens=config.data.max_tokens,
         workers=2,
         pin_memory=torch.cuda.is_available(),
+        tokens_beside=config.model.fusion.tokens_per_modality,
     )
 
 

@@ -38,7 +38,6 @@ OBSERVABLE_SHARE = 0.45  # mixed: it reads what a telescope gives; the rest of t
 PREFETCHED_BATCHES = 2
 TEXTS_KEPT = 4096
 DEALT_RANKS = 4  # that deal their samples out among themselves; each writes the texts of all of them
-TOKENS_BESIDE = 2  # that a language model reads of each other visible modality (FusionConfig.tokens_per_modality)
 _OBSERVABLE = np.array([m in OBSERVABLE for m in MODALITIES])
 
 
@@ -179,6 +178,7 @@ class BatchStream:
         max_bad_samples: Samples that cannot be read and are left out of their batches before the stream gives up. The
             other samples stay where they are in the order.
         pin_memory: Give out pinned memory, for copies to a GPU.
+        tokens_beside: That the language model reads of each visible modality beside the text: what ranks deal by.
 
     Raises:
         InputError: The data are missing, damaged or too few for one step.
@@ -204,6 +204,7 @@ class BatchStream:
         bucket_samples: int = 64,
         max_bad_samples: int = 0,
         pin_memory: bool = False,
+        tokens_beside: int = 0,
     ) -> None:
         if isinstance(source, str | Path):
             source = ShardSource(source, split, check, shuffle_shards=shuffle_shards)
@@ -214,6 +215,7 @@ class BatchStream:
         self._tokenizer, self._max_tokens = tokenizer, max_tokens
         self._rank, self._world, self._per_rank = rank, world, samples_per_rank
         self._workers, self._max_bad = workers, max_bad_samples
+        self._tokens_beside = tokens_beside
         self._position = 0
         self._said: dict[tuple[int, str], TextSample] = {}
         self._padding: dict[str, list[int]] = {"nodes": [0, 0], "tokens": [0, 0]}
@@ -341,7 +343,7 @@ class BatchStream:
         bad: list[BadSampleError] = []  # whose turn they are will meet them again
         written = self._write(found, bad)
         tokens = [
-            TOKENS_BESIDE * int(visible.sum()) + (len(told.token_ids) if told else 0) for told, visible in written
+            self._tokens_beside * int(visible.sum()) + (len(told.token_ids) if told else 0) for told, visible in written
         ]
         mine = deal(tokens, ranks)[own]
         for place in mine:

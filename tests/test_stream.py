@@ -25,7 +25,7 @@ from data_pipeline.folders import remote_url
 from data_pipeline.join import write_part
 from data_pipeline.shard_rows import BadSampleError, Row, SampleRow
 from data_pipeline.shards import Manifest
-from data_pipeline.stream import TOKENS_BESIDE, BatchStream, ShardSource, deal, open_source, open_stream
+from data_pipeline.stream import BatchStream, ShardSource, deal, open_source, open_stream
 from trainers.config import DataConfig
 
 
@@ -510,16 +510,18 @@ def test_the_text_of_real_planets_depends_on_seed_pass_and_sample_alone() -> Non
 
 
 def test_ranks_deal_real_texts_so_that_none_waits_long_for_another() -> None:
-    from models.configs import LanguageConfig
+    from models.configs import FusionConfig, LanguageConfig
     from models.language import load_tokenizer
 
     tokenizer = load_tokenizer(LanguageConfig())
-    ranks = [BatchStream(built_dataset(), "train", 6, r, 4, tokenizer=tokenizer, max_tokens=256) for r in range(4)]
+    beside = FusionConfig().tokens_per_modality
+    options = {"tokenizer": tokenizer, "max_tokens": 256, "tokens_beside": beside}
+    ranks = [BatchStream(built_dataset(), "train", 6, r, 4, **options) for r in range(4)]
     whole = BatchStream(built_dataset(), "train", 24, tokenizer=tokenizer, max_tokens=256)
     for one, *parts in islice(zip(whole, *ranks, strict=False), 3):
         assert sorted(one.sample_ids) == sorted(i for part in parts for i in part.sample_ids)
-        read = [int(p.text.attention_mask.sum() + TOKENS_BESIDE * p.visible.sum()) for p in parts]
-        slices = (one.text.attention_mask.sum(1) + TOKENS_BESIDE * one.visible.sum(1)).unflatten(0, (4, 6)).sum(1)
+        read = [int(p.text.attention_mask.sum() + beside * p.visible.sum()) for p in parts]
+        slices = (one.text.attention_mask.sum(1) + beside * one.visible.sum(1)).unflatten(0, (4, 6)).sum(1)
         assert max(read) < 1.02 * sum(read) / 4 and max(read) < int(slices.max())
         assert {p.graph.mask.shape[1] for p in parts} == {one.graph.mask.shape[1]}  # one recording for all
 

@@ -152,7 +152,7 @@ def train(config: RunConfig, out: Path, init_from: list[Path], profiled: bool = 
             text_mode, repeat,  # type: ignore[arg-type]
             workers=config.data.workers, shuffle_shards=config.data.shuffle_shards, buckets=config.data.buckets,
             bucket_samples=config.data.bucket_samples, max_bad_samples=config.data.max_bad_samples,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available(), tokens_beside=config.model.fusion.tokens_per_modality,
         )  # fmt: skip
 
     batches = stream(source("train"), "train", config.data.samples_per_rank, config.data.text_mode, True)
