@@ -59,13 +59,14 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {  # of ours; only where --mo
     "one_draw": ("benchmarks.ours_generation:Ours", {"draws": 1}),
     "guided": ("benchmarks.ours_generation:Ours", {"guided": True}),
     "guided_distinct": ("benchmarks.ours_generation:Ours", {"guided": True, "distinct": True}),
+    "guided_lookup": ("benchmarks.peers.guided_lookup:GuidedLookup", {}),  # what guidance does without a model
     "temperature_1": ("benchmarks.ours_generation:Ours", {"temperature": 1.0}),
 }
 UNNAMED = {  # instead of those, in sets whose nodes have no names
     "ours": ("benchmarks.ours_unnamed:OursUnnamed", {}),
     "ours_one_shot": ("benchmarks.ours_unnamed:OursUnnamed", {"steps": 1}),
 }
-UNTRAINED = ("nearest_neighbour", "rewired", "real")
+UNTRAINED = ("nearest_neighbour", "rewired", "real", "guided_lookup")
 DATA = (*metabolic_sets.NAMES, *public_sets.NAMES)
 LEAST_DRAWS = 100  # of sets without conditions, in whole batches of the size of the test
 OVERHEAD_S = 600.0  # of reading, sampling and judging, before a row counts as hung

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks import (
 )
 from benchmarks.graph_sets import Graph, GraphSet
 from benchmarks.peers import rewired
+from benchmarks.peers.guided_lookup import GuidedLookup
 from benchmarks.peers.nearest_neighbour import NearestNeighbour, Real
 from benchmarks.rows import Row
 from data_pipeline.errors import InputError
@@ -78,6 +80,18 @@ def test_the_nearest_of_training_environments_come_first_and_all_their_networks_
     assert [g.adjacency.tobytes() for g in drawn[: len(own)]] == [g.adjacency.tobytes() for g in own]
     nearest_other = model.sample(np.stack([asked] * (len(own) + 1)), 0)[-1]
     assert nearest_other.condition.tobytes() == asked.tobytes()
+
+
+def test_a_guided_lookup_answers_with_training_networks_that_feed_those_who_live_there(data: GraphSet) -> None:
+    model = GuidedLookup(CPU)
+    model.fit(replace(data, train=data.train[:20]), 0.0, 0)
+    asked = np.stack([data.train[0].condition] * 3 + [data.test[0].condition])
+    drawn = model.sample(asked, 0)
+    edges = [metabolic.edges_of(g, data.vocabulary) for g in drawn]
+    assert set(edges) <= {metabolic.edges_of(g, data.vocabulary) for g in data.train[:20]}
+    assert metabolic.share_feasible([metabolic.question_of(g, e) for g, e in zip(drawn[:3], edges, strict=False)]) == 1
+    with pytest.raises(InputError, match="metabolic_organism: guided"):
+        model.fit(replace(data, name="metabolic_organism"), 0.0, 0)
 
 
 def test_what_is_real_scores_near_perfect_and_rewired_networks_do_not(data: GraphSet) -> None:

@@ -13,7 +13,6 @@ import torch
 from data_pipeline import graph_files, habitat, shards, text
 from data_pipeline.batch import MODALITIES, Batch
 from data_pipeline.environment import parse_environment
-from data_pipeline.variables import ENVIRONMENT
 from models.biochemistry import Chemistry
 from models.configs import LanguageConfig, ModelConfig
 from models.language import load_tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,14 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from data_pipeline import habitat
 from models.graph_vae import GraphVAE
 from trainers import oracle
 from trainers.records import Edges
 
 ROUNDS = 16  # networks drawn for one that is kept, where the oracle guides
 EXPLORING = 1.0  # temperature of the exemplars in all rounds but the first: what is rare in training may serve best
-ATP_DIGITS = 2  # mmol per gram and hour that are alike to the oracle
 _SEED_STRIDE = 1_000_003  # between the seeds of rounds
 
 
@@ -106,26 +103,13 @@ def draw_guided(
     for place, environment in enumerate(environments):
         places.setdefault(environment.tobytes(), []).append(place)
     pools = [list({drawn[p].edges: drawn[p] for drawn in rounds for p in own}.values()) for own in places.values()]
-    questions = []
-    for own, pool in zip(places.values(), pools, strict=True):
-        nutrients, living = habitat.nutrients(environments[own[0]]), habitat.viable_organisms(environments[own[0]])
-        questions.append([oracle.Question(network.edges, nutrients, frozenset(living)) for network in pool])
-    answers = iter(oracle.most_atp([question for asked in questions for question in asked], processes))
+    wishes = oracle.preferences(
+        [[network.edges for network in pool] for pool in pools],
+        [environments[own[0]] for own in places.values()],
+        processes,
+    )
     networks = rounds[0]
-    for own, pool in zip(places.values(), pools, strict=True):
-        makes = [next(answers) for _ in pool]
-        for place, pick in zip(own, _picks(pool, makes, len(own), distinct), strict=False):
-            networks[place] = pool[pick]
+    for own, pool, wished in zip(places.values(), pools, wishes, strict=True):
+        for place, row in zip(own, oracle.in_turn(wished, len(own), distinct), strict=False):
+            networks[place] = pool[row]
     return networks
-
-
-def _picks(pool: Sequence[Network], makes: Sequence[dict[str, float]], count: int, distinct: bool) -> list[int]:
-    """Return rows of the pool, at most `count`, as the organisms pick them in turn."""
-    wishes = []
-    for organism in sorted({name for atp in makes for name in atp}):
-        of = [k for k, atp in enumerate(makes) if organism in atp]
-        wishes.append(sorted(of, key=lambda k: (-round(makes[k][organism], ATP_DIGITS), len(pool[k].edges))))
-    if not distinct:
-        return [best for best, *_ in itertools.islice(itertools.cycle(wishes), count)]
-    turns = (k for each in itertools.zip_longest(*wishes) for k in each if k is not None)
-    return list(dict.fromkeys(turns))[:count]
