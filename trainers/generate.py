@@ -222,9 +222,8 @@ def main(argv: list[str] | None = None) -> int:
         print("no network that is drawn can be expected to: try another planet or environment")
     summary = report["summary"]
     print(
-        f"{summary['networks']} networks in {options.out}, {summary['distinct']} distinct, of {summary['drawn']} drawn; "
-        f"edges in the reaction DB "
-        f"{summary['edge_precision']:.0%}, ATP feasible {summary['atp_feasible']:.0%}; report.json says more of each"
+        f"{summary['networks']} networks in {options.out}, {summary['distinct']} distinct, of {summary['drawn']} "
+        f"drawn; edges in the reaction DB {summary['edge_precision']:.0%}, ATP feasible {summary['atp_feasible']:.0%}; report.json says more of each"
     )
     return 0
 
