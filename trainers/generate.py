@@ -223,7 +223,8 @@ def main(argv: list[str] | None = None) -> int:
     summary = report["summary"]
     print(
         f"{summary['networks']} networks in {options.out}, {summary['distinct']} distinct, of {summary['drawn']} "
-        f"drawn; edges in the reaction DB {summary['edge_precision']:.0%}, ATP feasible {summary['atp_feasible']:.0%}; report.json says more of each"
+        f"drawn; edges in the reaction DB {summary['edge_precision']:.0%}, "
+        f"ATP feasible {summary['atp_feasible']:.0%}; report.json says more of each"
     )
     return 0
 
