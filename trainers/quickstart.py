@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import InputError
+from trainers.config import with_settings
 from trainers.peak_memory import PeakMemory
+from trainers.presets import preset
 
 LAUNCH = Path(__file__).resolve().parent.parent / "launch.sh"
 STATE = "quickstart.json"
@@ -40,7 +42,8 @@ def stages(out: Path, planets: int, settings: Sequence[str] = ()) -> dict[str, l
         ],
         "evaluate": ["evaluate", str(out / "unified"), "--split", "test", *data],
         "generated": [
-            "generate", str(out / "unified"), "--planet", PLANET, "--count", "16", "--out", str(out / "generated"),
+            "generate", str(out / "unified"), "--planet", PLANET, "--count", "16", "--guided",
+            "--out", str(out / "generated"),
         ],
     }  # fmt: skip
 
@@ -49,22 +52,28 @@ def open_folder(out: Path, planets: int, settings: Sequence[str] = ()) -> dict[s
     """Return the state of a new or an interrupted quickstart.
 
     Raises:
-        InputError: The folder holds something else, or a quickstart that is finished or was made otherwise.
+        InputError: A number or setting is wrong, or the folder holds something else, or a quickstart that is finished
+            or was made otherwise.
     """
+    if planets < 1:
+        raise InputError(f"--planets {planets}: must be at least 1")
+    for part in ("graph_vae", "cnn", "unified"):  # now, and not after the minutes that the data take
+        with_settings(preset("quickstart", part), settings)
     asked = {"planets": planets, "settings": list(settings)}
     fresh = {**asked, "finished": [], "seconds": 0.0, "peak_memory_gib": 0.0}
     if not out.exists() or not any(out.iterdir()):
         return fresh
     try:
         state = json.loads((out / STATE).read_text())
-    except (OSError, ValueError):
+        finished = set(state["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"--out {out}: not empty, and no quickstart of ours; choose another folder") from None
     for name, value in asked.items():
         if state.get(name) != value:
             raise InputError(
                 f"--out {out}: a quickstart with {name} {state.get(name)}, not {value}; choose another folder"
             )
-    if set(state["finished"]) == set(stages(out, planets)):
+    if finished == set(stages(out, planets)):
         raise InputError(f"--out {out}: this quickstart is finished, see metrics.json in it; choose another folder")
     return state
 
