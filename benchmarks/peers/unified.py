@@ -31,7 +31,10 @@ class Padded(nn.Module):
         self.causal, self.read_after = causal, language.read_after
         self.prefix, self.prefix_norm, self.reader = language.prefix, language.prefix_norm, language.reader
 
-    def forward(self, text: TextBatch, prefix: Tensor, prefix_mask: Tensor) -> LanguageOutput:
+    def plan(self, text: TextBatch, prefix_mask: Tensor) -> None:
+        """Plan nothing: padded rows are read as they are."""
+
+    def forward(self, text: TextBatch, prefix: Tensor, prefix_mask: Tensor, plan: None = None) -> LanguageOutput:
         """See LanguageModel; every sample is read, and the latent is that of its description."""
         with torch.autocast(device().type, enabled=False):  # its own code knows which types it wants
             return self._read(text, prefix, prefix_mask)
