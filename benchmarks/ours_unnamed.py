@@ -38,7 +38,7 @@ from models.unnamed_graphs import (
 
 CPU_SHAPE: dict[str, Any] = {"width": 64, "layers": 4, "dropout": 0.0}  # hundreds of steps
 GPU_SHAPE: dict[str, Any] = {"width": 192, "layers": 6, "dropout": 0.1}  # thousands
-CPU_BATCH, GPU_BATCH = 64, 768  # nodes that come next, a step
+CPU_BATCH, GPU_BATCH = 32, 768  # nodes that come next, a step
 CPU_LR, GPU_LR = 2e-3, 1e-3
 WARM_UP_STEPS, WEIGHT_DECAY, CLIP_NORM = 100, 0.01, 1.0
 AVERAGED = 0.998  # of the moving average of the weights that is kept
