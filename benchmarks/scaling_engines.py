@@ -133,6 +133,7 @@ def _zero2(
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},
         "zero_optimization": {
             "stage": 2,
             "contiguous_gradients": True,

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -50,6 +51,41 @@ class _Rows(NamedTuple):
 
     rows: Int[Tensor, " R"]
     real: Bool[Tensor, " R"]
+
+
+@dataclass(frozen=True)
+class _Foretelling:
+    """How whole texts are read: what the host must know of it, and where everything lies. R texts, N places in all."""
+
+    chosen: _Rows
+    description: Int[Tensor, " R"]  # tokens before the prefix
+    label_ids: Int[Tensor, "R L"]
+    answered: tuple[Tensor, ...]  # row and column - 1 of each answer token
+    source: Int[Tensor, " N"]  # where each place comes from, among the words and prefix tokens of all rows
+    places: Int[Tensor, " N"]  # of each in its sequence
+    at: Int[Tensor, "R M"]  # where the state lies that has just read a place or, where it is left out, the one before
+    packing: Packing
+    longest: int  # description
+
+
+@dataclass(frozen=True)
+class _Describing:
+    """How descriptions alone are read."""
+
+    chosen: _Rows
+    real: Bool[Tensor, "R L"]
+    source: Int[Tensor, " N"]  # where each word comes from, among those of all rows
+    places: Int[Tensor, " N"]
+    packing: Packing
+
+
+@dataclass(frozen=True)
+class ReadingPlan:
+    """What of a batch is read, and in which order; `LanguageModel.plan` makes it."""
+
+    described: _Describing | None  # texts without an answer, where they pass apart
+    foretold: _Foretelling
+    learns: Bool[Tensor, " R"]  # of all texts that are foretold: has an answer
 
 
 class _Description(NamedTuple):
@@ -128,8 +164,29 @@ class LanguageModel(nn.Module):
         self.reads_apart = config.read_share > 0
         self.register_load_state_dict_pre_hook(_from_injected_adapters)
 
+    def plan(self, text: TextBatch, prefix_mask: Bool[Tensor, "B T"]) -> ReadingPlan:
+        """Find out what `forward` reads. The host waits for the device meanwhile: see models/aside.py.
+
+        Args:
+            text: [description, question, answer], right padded.
+            prefix_mask: Which tokens of the other modalities may be read.
+        """
+        has_text, has_answer = text.attention_mask.any(1), (text.label_ids != -100).any(1)
+        # What the settings say and not what the batch holds: all ranks must go the same way.
+        if not (self.reads_apart and self.training):
+            rows = _or_dummy(has_text)
+            return ReadingPlan(None, _plan_foretelling(text, rows, prefix_mask), has_answer[rows.rows])
+        told, foretold = _or_dummy(has_text & ~has_answer), _or_dummy(has_answer)
+        return ReadingPlan(
+            _plan_describing(text, told), _plan_foretelling(text, foretold, prefix_mask), has_answer[foretold.rows]
+        )
+
     def forward(
-        self, text: TextBatch, prefix: Float[Tensor, "B T d"], prefix_mask: Bool[Tensor, "B T"]
+        self,
+        text: TextBatch,
+        prefix: Float[Tensor, "B T d"],
+        prefix_mask: Bool[Tensor, "B T"],
+        plan: ReadingPlan | None = None,
     ) -> LanguageOutput:
         """Run the model over the samples that have text, or over dummy rows: every rank must run every module.
 
@@ -137,26 +194,25 @@ class LanguageModel(nn.Module):
             text: [description, question, answer], right padded.
             prefix: Tokens of the other modalities.
             prefix_mask: Which of them may be read.
+            plan: Of this text and mask, if it was made before.
         """
-        has_text, has_answer = text.attention_mask.any(1), (text.label_ids != -100).any(1)
-        # What the settings say and not what the batch holds: all ranks must go the same way.
-        if not (self.reads_apart and self.training):
-            rows = _or_dummy(has_text)
-            read, nats, tokens = self._foretell(text, rows, prefix, prefix_mask)
-            learns = has_answer[rows.rows, None, None]
-            latent = self.reader(torch.where(learns, read.states, read.states.detach()), read.real)
+        plan = self.plan(text, prefix_mask) if plan is None else plan
+        foretold, rows = plan.foretold, plan.foretold.chosen
+        if plan.described is None:
+            read, nats, tokens = self._foretell(text, foretold, prefix)
+            latent = self.reader(torch.where(plan.learns[:, None, None], read.states, read.states.detach()), read.real)
             return self._output(len(text.token_ids), rows, latent, rows, nats, tokens)
-        told, foretold = _or_dummy(has_text & ~has_answer), _or_dummy(has_answer)
-        described = self._describe(text, told)
-        read, nats, tokens = self._foretell(text, foretold, prefix, prefix_mask)
+        told = plan.described.chosen
+        described = self._describe(text, plan.described)
+        read, nats, tokens = self._foretell(text, foretold, prefix)
         # The reader runs once: ZeRO-3 reduces the gradients of a leaf module each time that it has gone backward.
         longest = max(described.states.shape[1], read.states.shape[1])
         latent = self.reader(
             torch.cat([F.pad(r.states, (0, 0, 0, longest - r.states.shape[1])) for r in (described, read)]),
             torch.cat([F.pad(r.real, (0, longest - r.real.shape[1])) for r in (described, read)]),
         )
-        both = _Rows(torch.cat([told.rows, foretold.rows]), torch.cat([told.real, foretold.real]))
-        return self._output(len(text.token_ids), both, latent, foretold, nats, tokens)
+        both = _Rows(torch.cat([told.rows, rows.rows]), torch.cat([told.real, rows.real]))
+        return self._output(len(text.token_ids), both, latent, rows, nats, tokens)
 
     @staticmethod
     def _output(
@@ -172,59 +228,36 @@ class LanguageModel(nn.Module):
         )
 
     @torch.no_grad()
-    def _describe(self, text: TextBatch, chosen: _Rows) -> _Description:
+    def _describe(self, text: TextBatch, plan: _Describing) -> _Description:
         """Read descriptions alone, no further than the latent needs."""
-        length = (text.description_mask[chosen.rows].sum(1) * chosen.real).clamp(min=1)
-        real = torch.arange(int(length.max()), device=length.device) < length[:, None]
-        embedded = self.causal.embed(text.token_ids[chosen.rows, : real.shape[1]][real])
-        packing = Packing.of(tuple(length.tolist()), length.device)
-        states = self.causal(embedded, real.long().cumsum(1)[real] - 1, packing, layers=self.read_after)
-        padded = states.new_zeros(*real.shape, states.shape[-1])
-        padded[real] = states
-        return _Description(padded, real)
+        words = text.token_ids[plan.chosen.rows, : plan.real.shape[1]].flatten()
+        embedded = self.causal.embed(words.index_select(0, plan.source))
+        states = self.causal(embedded, plan.places, plan.packing, layers=self.read_after)
+        padded = states.new_zeros(plan.real.numel(), states.shape[-1]).index_copy_(0, plan.source, states)
+        return _Description(padded.unflatten(0, plan.real.shape), plan.real)
 
     def _foretell(
-        self, text: TextBatch, chosen: _Rows, prefix: Float[Tensor, "B T d"], prefix_mask: Bool[Tensor, "B T"]
+        self, text: TextBatch, plan: _Foretelling, prefix: Float[Tensor, "B T d"]
     ) -> tuple[_Description, Float[Tensor, " R"], Float[Tensor, " R"]]:
         """Read whole texts; return the states of the descriptions, what the answers cost and their tokens."""
-        rows, given = chosen.rows, chosen.real[:, None]
-        token_ids, read = text.token_ids[rows], text.attention_mask[rows] & given
-        label_ids = torch.where(given, text.label_ids[rows], -100)
-        description = text.description_mask[rows].sum(1) * chosen.real
-        words, tokens = self.causal.embed(token_ids), self._prefix_embeddings(prefix[rows])
-        readable = splice(read, prefix_mask[rows] & given, description)
-        readable = readable | (torch.arange(readable.shape[1], device=rows.device) == 0)  # no sequence may be empty
-        places = readable.long().cumsum(1) - 1
-        packing = Packing.of(tuple(readable.sum(1).tolist()), rows.device)
-        # Where the hidden state lies that has just read place (row, column) or, where it is left out, the one before.
-        at = places + packing.starts[:-1, None]
-        embedded = splice(words, tokens.to(words.dtype), description, readable)
+        rows = plan.chosen.rows
+        words, tokens = self.causal.embed(text.token_ids[rows]), self._prefix_embeddings(prefix[rows])
+        embedded = torch.cat([words, tokens.to(words.dtype)], dim=1).flatten(0, 1).index_select(0, plan.source)
         taps = {self.read_after: embedded}
-        # What needs numbers on the host comes before the decoder, or the host would wait for all of its layers.
-        longest = max(int(description.max()), 1)
-        answered = (label_ids[:, 1:] != -100).nonzero(as_tuple=True)
-        hidden = self.causal(embedded, places[readable], packing, taps=taps)
+        hidden = self.causal(embedded, plan.places, plan.packing, taps=taps)
 
-        real = torch.arange(longest, device=rows.device) < description[:, None]
-        states = taps[self.read_after].index_select(0, at[:, :longest].flatten()).unflatten(0, real.shape)
-        return _Description(states, real), *self._answer(hidden, at, label_ids, answered, description, prefix.shape[1])
+        real = torch.arange(plan.longest, device=rows.device) < plan.description[:, None]
+        states = taps[self.read_after].index_select(0, plan.at[:, : plan.longest].flatten()).unflatten(0, real.shape)
+        return _Description(states, real), *self._answer(hidden, plan, prefix.shape[1])
 
     def _prefix_embeddings(self, prefix: Float[Tensor, "R T d"]) -> Float[Tensor, "R T h"]:
         return _EMBEDDING_SCALE * self.prefix_norm(self.prefix(prefix))
 
     def _answer(
-        self,
-        hidden: Float[Tensor, "N h"],
-        at: Int[Tensor, "R M"],
-        label_ids: Int[Tensor, "R L"],
-        answered: tuple[Tensor, ...],
-        description: Int[Tensor, " R"],
-        prefix: int,
+        self, hidden: Float[Tensor, "N h"], plan: _Foretelling, prefix: int
     ) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
-        """Return summed nats and number of answer tokens; only the places that foresee one go through the head.
-
-        `answered` holds row and column - 1 of each answer token.
-        """
+        """Return summed nats and number of answer tokens; only the places that foresee one go through the head."""
+        at, label_ids, description, answered = plan.at, plan.label_ids, plan.description, plan.answered
         row, place = answered[0], answered[1] + 1
         weight = torch.ones(len(row), device=hidden.device)
         # One more place with weight 0: the head must run on a rank that has no answer at all.
@@ -328,22 +361,59 @@ def _or_dummy(chosen: Bool[Tensor, " B"]) -> _Rows:
     return _Rows(rows, chosen[rows]) if len(rows) else _Rows(rows.new_zeros(1), torch.zeros_like(chosen[:1]))
 
 
-def splice(
-    sequence: Tensor, inserted: Tensor, at: Int[Tensor, " R"], keep: Bool[Tensor, "R M"] | None = None
-) -> Tensor:
-    """Insert `inserted` (R T ...) into `sequence` (R L ...) before place `at` of each row; R L+T ... comes out.
+def _plan_foretelling(text: TextBatch, chosen: _Rows, prefix_mask: Bool[Tensor, "B T"]) -> _Foretelling:
+    rows, given = chosen.rows, chosen.real[:, None]
+    read, mask = text.attention_mask[rows] & given, prefix_mask[rows] & given
+    label_ids = torch.where(given, text.label_ids[rows], -100)
+    description = text.description_mask[rows].sum(1) * chosen.real
+    source = _spliced((read.shape[1], mask.shape[1]), description)
+    readable = torch.cat([read, mask], dim=1).flatten().index_select(0, source.flatten()).unflatten(0, source.shape)
+    readable = readable | (torch.arange(readable.shape[1], device=rows.device) == 0)  # no sequence may be empty
+    places = readable.long().cumsum(1) - 1
+    packing = Packing.of(tuple(readable.sum(1).tolist()), rows.device)
+    return _Foretelling(
+        chosen=chosen,
+        description=description,
+        label_ids=label_ids,
+        answered=(label_ids[:, 1:] != -100).nonzero(as_tuple=True),
+        source=source[readable],
+        places=places[readable],
+        at=places + packing.starts[:-1, None],
+        packing=packing,
+        longest=max(int(description.max()), 1),
+    )
 
-    With `keep` only what is marked comes out, one row after another: N ...
-    """
-    (rows, length), extra = sequence.shape[:2], inserted.shape[1]
-    place = torch.arange(length + extra, device=sequence.device).expand(rows, -1)
+
+def _plan_describing(text: TextBatch, chosen: _Rows) -> _Describing:
+    length = (text.description_mask[chosen.rows].sum(1) * chosen.real).clamp(min=1)
+    real = torch.arange(int(length.max()), device=length.device) < length[:, None]
+    return _Describing(
+        chosen=chosen,
+        real=real,
+        source=real.flatten().nonzero().flatten(),
+        places=real.long().cumsum(1)[real] - 1,
+        packing=Packing.of(tuple(length.tolist()), length.device),
+    )
+
+
+def splice(sequence: Tensor, inserted: Tensor, at: Int[Tensor, " R"]) -> Tensor:
+    """Insert `inserted` (R T ...) into `sequence` (R L ...) before place `at` of each row; R L+T ... comes out."""
+    source = _spliced((sequence.shape[1], inserted.shape[1]), at)
+    return (
+        torch.cat([sequence, inserted], dim=1)
+        .flatten(0, 1)
+        .index_select(0, source.flatten())
+        .unflatten(0, source.shape)
+    )
+
+
+def _spliced(lengths: tuple[int, int], at: Int[Tensor, " R"]) -> Int[Tensor, "R M"]:
+    """Return where each place comes from when sequences of two lengths lie one after the other in each of R rows."""
+    length, extra = lengths
+    place = torch.arange(length + extra, device=at.device).expand(len(at), -1)
     at = at[:, None]
     source = torch.where(place < at, place, torch.where(place < at + extra, length + place - at, place - extra))
-    source = source + (length + extra) * torch.arange(rows, device=place.device)[:, None]
-    both = torch.cat([sequence, inserted], dim=1).flatten(0, 1)
-    if keep is not None:
-        return both.index_select(0, source[keep])
-    return both.index_select(0, source.flatten()).unflatten(0, (rows, length + extra))
+    return source + (length + extra) * torch.arange(len(at), device=at.device)[:, None]
 
 
 def load_tokenizer(config: LanguageConfig) -> PreTrainedTokenizerBase:

@@ -24,6 +24,7 @@ from data_pipeline.batch import (
 from data_pipeline.errors import InputError
 from data_pipeline.variables import ENVIRONMENT, PLANET, standardise
 from models import noise
+from models.aside import arrived, aside
 from models.biochemistry import Chemistry
 from models.cnn import ClimateCNN, ClimateOutput, climate_terms
 from models.configs import ModelConfig
@@ -121,7 +122,11 @@ class LanguageObjective(nn.Module):
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Return text/ce."""
         prefix = torch.zeros(len(batch.sample_ids), *self.prefix_shape, device=batch.planet.device)
-        output = self.language(batch.text, prefix, torch.zeros_like(prefix[..., 0], dtype=torch.bool))
+        with aside(arrived(batch.present), batch.present.device) as used:
+            mask = torch.zeros(prefix.shape[:2], dtype=torch.bool, device=prefix.device)
+            plan = self.language.plan(batch.text, mask)
+            used += [mask, plan]
+        output = self.language(batch.text, prefix, mask, plan)
         return ObjectiveOutput(_text_terms(output), {"text_latent": output.latent.detach()})
 
     def leaf_modules(self) -> list[nn.Module]:
@@ -148,6 +153,7 @@ class UnifiedObjective(nn.Module):
         """
         super().__init__()
         self.text_share, self.read_share = model.language.text_share, model.language.read_share
+        self.tokens_per_modality = model.fusion.tokens_per_modality
         self.counter = StepCounter()
         self.graph_vae = GraphVAE(model.graph, chemistry)
         self.climate = ClimateCNN(model.climate)
@@ -174,13 +180,12 @@ class UnifiedObjective(nn.Module):
 
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Return every term and, among the outputs, habitability_logit, gates and latents."""
-        seeds = self.counter.seeds(batch.sample_ids)
-        present, visible, text = batch.present, batch.visible, batch.text
-        if self.training and self.text_share < 1:
-            read = noise.uniform(seeds, _TEXT_STREAM, torch.zeros_like(seeds[:1])[:, None]).flatten()
-            whole = read < self.text_share
-            told = whole | (read < self.text_share + (1 - self.text_share) * self.read_share)
-            present, visible, text = thin_text(present, visible, text, whole, told)
+        with aside(arrived(batch.present), batch.present.device) as used:
+            seeds = self.counter.seeds(batch.sample_ids)
+            present, visible, text = self._shown(batch, seeds)
+            beside = _beside_text(visible).repeat_interleave(self.tokens_per_modality, dim=1)
+            plan = self.language.plan(text, beside)
+            used += [seeds, present, visible, text, beside, plan]
         ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
         planet, environment = standardise(batch.planet, PLANET), standardise(batch.environment, ENVIRONMENT)
 
@@ -196,7 +201,7 @@ class UnifiedObjective(nn.Module):
             "environment": self.environment(environment),
         }
         beside_text = self.tokeniser(*(latents[m] for m in _BESIDE_TEXT))
-        language = self._language(beside_text, visible, text)
+        language = self.language(text, beside_text.tokens.flatten(1, 2), beside, plan)
         if self.training:  # the host does not wait for it here: the device has the language model to do
             self.graph_vae.remember(batch.graph, batch.environment, has_environment, seeds)
         latents["text"] = language.latent
@@ -234,10 +239,16 @@ class UnifiedObjective(nn.Module):
         }
         return ObjectiveOutput(terms, {name: value.detach() for name, value in outputs.items()})
 
-    def _language(self, tokens: ModalityTokens, visible: Bool[Tensor, "B Q"], text: TextBatch) -> LanguageOutput:
-        """Run the language model with the visible tokens of the other modalities as prefix."""
-        beside = torch.cat([visible[:, :TEXT], visible[:, TEXT + 1 :]], dim=1)
-        return self.language(text, tokens.tokens.flatten(1, 2), beside.repeat_interleave(tokens.tokens.shape[2], dim=1))
+    def _shown(
+        self, batch: Batch, seeds: Int[Tensor, " B"]
+    ) -> tuple[Bool[Tensor, "B Q"], Bool[Tensor, "B Q"], TextBatch]:
+        """Return what is present and visible and the texts; in training only some samples have theirs."""
+        if not self.training or self.text_share >= 1:
+            return batch.present, batch.visible, batch.text
+        read = noise.uniform(seeds, _TEXT_STREAM, torch.zeros_like(seeds[:1])[:, None]).flatten()
+        whole = read < self.text_share
+        told = whole | (read < self.text_share + (1 - self.text_share) * self.read_share)
+        return thin_text(batch.present, batch.visible, batch.text, whole, told)
 
     def judge(self, latents: Mapping[str, Tensor], visible: Bool[Tensor, "B Q"]) -> FusionOutput:
         """Fuse latents that `forward` gave out; what is not visible has no influence."""
@@ -292,6 +303,11 @@ def observed_again(batch: Batch, seeds: Int[Tensor, " B"]) -> Float[Tensor, "B O
     spectrum = batch.spectrum
     place = torch.arange(spectrum.ppm[0].numel(), device=seeds.device).view(1, *spectrum.ppm.shape[1:])
     return spectrum.clean_ppm + spectrum.error_ppm * noise.normal(seeds, _NOISE_STREAM, place).to(spectrum.ppm.dtype)
+
+
+def _beside_text(visible: Bool[Tensor, "B Q"]) -> Bool[Tensor, "B P"]:
+    """Return the columns of the modalities other than the text."""
+    return torch.cat([visible[:, :TEXT], visible[:, TEXT + 1 :]], dim=1)
 
 
 def only_text(present: Bool[Tensor, "B Q"]) -> Bool[Tensor, "B Q"]:

@@ -10,6 +10,7 @@ import torch
 from rank_job import STEPS, batches
 
 from data_pipeline.batch import Batch
+from models.aside import arrived
 from trainers.inputs import OnDevice, Pause, tensors_of
 
 
@@ -57,4 +58,5 @@ def test_on_a_gpu_the_batches_and_the_place_are_those_of_the_stream() -> None:
     given = list(batches(0, 1))
     for batch, wanted in zip(inputs, given, strict=True):
         assert batch.planet.is_cuda and torch.equal(batch.planet.cpu(), wanted.planet)
+        assert arrived(batch.present)
     assert inputs.state_dict() == {"step": STEPS}

@@ -85,6 +85,24 @@ def test_a_signal_saves_and_stops_without_evaluating(name: str, tmp_path: Path) 
     assert signal.getsignal(number) == before
 
 
+def test_where_the_host_runs_ahead_a_step_is_logged_when_the_next_one_is_queued(tmp_path: Path) -> None:
+    engine, diary, saves = engine_of("cnn", 1, "local"), Diary(), []
+    engine.steps_ahead = 1
+    logged_after: list[tuple[int, int]] = []
+    diary.step = lambda report, seconds: logged_after.append((report.step, engine.step))  # type: ignore[method-assign]
+    run(tmp_path, diary, saves, engine)
+    assert logged_after == [(1, 2), (2, 3), (3, 4), (4, 4)] and saves == [4]
+
+
+def test_where_the_host_runs_ahead_all_is_logged_before_it_evaluates_and_it_stops_a_step_later(tmp_path: Path) -> None:
+    engine, saves = engine_of("cnn", 1, "local", eval_every_steps=1, deadline_s=1e-6), []
+    engine.steps_ahead = 1
+    diary = Diary()
+    fitted, _ = run(tmp_path, diary, saves, engine)
+    assert (fitted.step, fitted.reason, saves) == (2, "deadline", [2])
+    assert diary.steps == [1, 2] and sorted(diary.evaluations) == [1, 2]
+
+
 def test_a_run_with_no_steps_left_only_evaluates(tmp_path: Path) -> None:
     diary, saves = Diary(), []
     _, trainer = run(tmp_path, diary, saves)

@@ -76,7 +76,7 @@ def test_the_trace_lies_where_tensorboard_looks_and_the_shares_are_printed(
             with tracing.waiting_for_data():
                 pass
             torch.ones(64, 64) @ torch.ones(64, 64)
-            tracer.step(StepReport(step + 1, 0.0, {}, 0.0, {}, 1, 0), 0.01)
+            tracer.step(StepReport(step + 1, 0.0, {}, {}, 1, lambda: {"grad_norm": 0.0, "tokens": 0}), 0.01)
     assert len(list((tmp_path / "tensorboard" / "plugins" / "profile").glob("*/rank0.pt.trace.json"))) == 1
     said = capsys.readouterr().err
     assert "steps 8 to 10" in said and "waiting for data" in said and "MFU: no tokens" in said
@@ -84,5 +84,5 @@ def test_the_trace_lies_where_tensorboard_looks_and_the_shares_are_printed(
 
 def test_a_run_too_short_to_record_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with tracing.Tracer(tmp_path, nn.Linear(2, 2)) as tracer:
-        tracer.step(StepReport(1, 0.0, {}, 0.0, {}, 1, 0), 0.01)
+        tracer.step(StepReport(1, 0.0, {}, {}, 1, lambda: {"grad_norm": 0.0, "tokens": 0}), 0.01)
     assert "no trace: it takes 10 steps" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_maps_put_the_substellar_point_where_the_axis_says() -> None:
 def test_tensorboard_holds_every_term_with_rate_and_memory(tmp_path: Path) -> None:
     settings = engine_of("cnn", 1, "local").config
     monitor = Monitor(tmp_path, settings, 0)
-    report = StepReport(1, 2.5, {"climate/recon": 0.5}, 0.7, {"climate": 1e-3}, 8, 40)
+    report = StepReport(1, 2.5, {"climate/recon": 0.5}, {"climate": 1e-3}, 8, lambda: {"grad_norm": 0.7, "tokens": 40})
     monitor.step(report, seconds=2.0)
     monitor.evaluation(1, {"climate/recon": 0.25, "graph/kl": float("nan")}, {"habitability/auroc": 0.75})
     monitor.figures(1, {"climate": figures.climate_maps({"a": np.eye(4)}, "K")})
@@ -124,7 +124,7 @@ def test_tensorboard_holds_every_term_with_rate_and_memory(tmp_path: Path) -> No
 
 def test_ranks_that_do_not_write_take_the_same_calls() -> None:
     silence = Silence()
-    silence.step(StepReport(1, 0.0, {}, 0.0, {}, 0, 0), 1.0)
+    silence.step(StepReport(1, 0.0, {}, {}, 0, lambda: {"grad_norm": 0.0, "tokens": 0}), 1.0)
     silence.evaluation(1, {}, {})
     silence.figures(1, {})
     silence.close()

@@ -99,8 +99,12 @@ def read(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"train.ds_config={path}: no such file; ds_configs/ holds {_shipped()}") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise InputError(f"train.ds_config={path}: {error.strerror}; ds_configs/ holds {_shipped()}") from None
+    except ValueError as error:  # not JSON, or not UTF-8
         raise InputError(f"train.ds_config={path}: not JSON ({error})") from None
+    if not isinstance(table, dict):
+        raise InputError(f"train.ds_config={path}: not a table of settings; ds_configs/ holds {_shipped()}")
     _check(table, KNOWN, path.name)
     stage = table.get("zero_optimization", {}).get("stage")
     if stage != 3:
@@ -139,6 +143,8 @@ def complete(table: Mapping[str, Any], config: RunConfig, world: int) -> dict[st
         "gradient_clipping": config.optim.clip_norm,
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
+        # It would wait for the device twice a step, to say how fast it is.
+        "timers": {"throughput": {"enabled": False}},
     }
 
 

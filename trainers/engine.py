@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
@@ -35,16 +36,26 @@ class NonFiniteLossError(ArithmeticError):
     """A loss or a gradient is NaN or infinite; the message names the terms."""
 
 
-class StepReport(NamedTuple):
+@dataclass(frozen=True)
+class StepReport:
     """What one step did, equal on all ranks."""
 
     step: int  # steps done, this one included
     loss: float
     means: dict[str, float]  # of each term over all samples of the step
-    grad_norm: float  # before clipping
     lr: dict[str, float]  # by part
     samples: int
-    tokens: int
+    done: Callable[[], dict[str, float]]  # grad_norm and tokens
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the gradient before clipping. On a GPU, to ask for it is to wait until the step is done there."""
+        return self.done()["grad_norm"]
+
+    @property
+    def tokens(self) -> int:
+        """Text tokens that were read, which is known when the step is done on the GPU."""
+        return int(self.done()["tokens"])
 
 
 class Evaluated(NamedTuple):
@@ -75,6 +86,7 @@ class Engine(Protocol):
     zero_stage: int
     device: torch.device
     step: int
+    steps_ahead: int  # after so many more steps a step is done on the device
 
     @property
     def is_main(self) -> bool:
@@ -109,8 +121,8 @@ class Engine(Protocol):
         """Take over parameters and buffers by name, the rest stays; every rank holds them in full."""
         ...
 
-    def any(self, flag: bool) -> bool:
-        """Tell whether the flag is set on any rank."""
+    def any(self, flag: bool) -> Callable[[], bool]:
+        """Ask whether the flag is set on any rank; the answer comes when what is queued on a GPU is done."""
         ...
 
     def gather(self, value: Any) -> list[Any]:
@@ -139,6 +151,7 @@ class LocalEngine:
     """Plain torch in one process: what every other engine has to agree with."""
 
     zero_stage = 0
+    steps_ahead = 0
     rank = 0
     world = 1
     is_main = True
@@ -180,7 +193,8 @@ class LocalEngine:
         self.optimizer.step()
         self.step += 1
         self._audit = audited(self._audit, Tensor.clone)
-        return report(self.step, means, norm, lr, micro_batches, int(tokens_of(micro_batches)), 1)
+        done = {"grad_norm": norm, "tokens": float(tokens_of(micro_batches))}
+        return report(self.step, means, lr, micro_batches, 1, lambda: done)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Evaluated:
@@ -232,9 +246,9 @@ class LocalEngine:
         for name, value in weights.items():
             named[name].copy_(value)
 
-    def any(self, flag: bool) -> bool:
+    def any(self, flag: bool) -> Callable[[], bool]:
         """See Engine."""
-        return flag
+        return lambda: flag
 
     def gather(self, value: Any) -> list[Any]:
         """See Engine."""
@@ -295,6 +309,12 @@ class DeepSpeedEngine:
         self._root: _Root = self._engine.module
         flat.remember_parameters(self._root)
         self._zero = self._engine.optimizer
+        self._done: Coming | None = None  # what the last step leaves to be read
+        offloads = ds_config.moves_parameters(table) or ds_config.offloads_optimizer(table)
+        self.steps_ahead = int(on_gpu and not offloads)
+        if not offloads:
+            add_up_norms_at_once(self._zero)
+        self._order_gathers = run_ahead(self._zero, self.world) if self.steps_ahead else lambda: None
         self._trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self._buffers = persistent_buffers(objective)
         self._audit: GradientAudit | None = GradientAudit(objective, self.device)
@@ -318,13 +338,22 @@ class DeepSpeedEngine:
             self._engine.backward(loss)  # divides by train.accumulation, averages over ranks
             # Before the update, and the same on all ranks: none goes on alone.
             means.append(finite_means(coming, self.step))
+            self._settle()
             self._engine.step()
         tokens = self._sum(tokens_of(micro_batches).to(self.device, torch.float64))
-        norm, read = torch.stack([torch.as_tensor(self._engine.get_global_grad_norm()).to(tokens), tokens]).tolist()
-        refuse_norm(norm, self.step)
+        norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self.device)
+        self._done = Coming({"grad_norm": norm.to(tokens), "tokens": tokens})
+        self._order_gathers()
         self.step += 1
+        if not self.steps_ahead:
+            self._settle()
         self._audit = audited(self._audit, self._sum)
-        return report(self.step, means, norm, lr, micro_batches, int(read), self.world)
+        return report(self.step, means, lr, micro_batches, self.world, self._done.read)
+
+    def _settle(self) -> None:
+        """Stop the run if the gradient of the last step was not finite; waits for that step."""
+        if self._done is not None:
+            refuse_norm(self._done.read()["grad_norm"], self.step - 1)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Evaluated:
@@ -339,6 +368,7 @@ class DeepSpeedEngine:
 
     def weights(self, prefix: str = "") -> dict[str, Tensor]:
         """See Engine."""
+        self._settle()
         weights = self._gather(None, prefix)  # the float32 master
         if self.is_main:
             weights |= {n: b.detach().cpu().clone() for n, b in self._buffers.items() if n.startswith(prefix)}
@@ -352,6 +382,7 @@ class DeepSpeedEngine:
 
     def state(self) -> TrainState:
         """See Engine."""
+        self._settle()
         weights = self._gather(None, "")
         exp_avg, exp_avg_sq = (self._gather(k, "") if self.step else {} for k in ("exp_avg", "exp_avg_sq"))
         buffers = {n: b.detach().cpu().clone() for n, b in self._buffers.items()} if self.is_main else {}
@@ -394,9 +425,10 @@ class DeepSpeedEngine:
                     parameter.copy_(held.view(parameter.shape))
             self._zero.set_local_hp_param(self._slice(parameter, held), parameter)
 
-    def any(self, flag: bool) -> bool:
+    def any(self, flag: bool) -> Callable[[], bool]:
         """See Engine."""
-        return bool(self._sum(torch.tensor([float(flag)], device=self.device)) > 0)
+        asked = Coming({"flags": self._sum(torch.full((), float(flag), device=self.device))})
+        return lambda: asked.read()["flags"] > 0
 
     def gather(self, value: Any) -> list[Any]:
         """See Engine."""
@@ -533,13 +565,13 @@ def audited(audit: GradientAudit | None, over_ranks: Callable[[Tensor], Tensor])
 
 
 def report(
-    step: int, means: list[dict[str, float]], norm: float, lr: dict[str, float], batches: tuple[Batch, ...],
-    tokens: int, world: int,
+    step: int, means: list[dict[str, float]], lr: dict[str, float], batches: tuple[Batch, ...], world: int,
+    done: Callable[[], dict[str, float]],
 ) -> StepReport:  # fmt: skip
     """Average what the micro-batches of a step said."""
     mean = {n: sum(m[n] for m in means) / len(means) for n in means[0]}
     samples = sum(len(b.sample_ids) for b in batches) * world
-    return StepReport(step, mean.pop("loss"), mean, norm, lr, samples, tokens)
+    return StepReport(step, mean.pop("loss"), mean, lr, samples, done)
 
 
 def tokens_of(batches: tuple[Batch, ...]) -> Tensor:
@@ -575,6 +607,45 @@ def import_deepspeed() -> Any:
     # DeepSpeed 0.19 calls what torch 2.13 has given new names; one warning a rank and function.
     warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning)
     return deepspeed
+
+
+def add_up_norms_at_once(zero: Any) -> None:
+    """Let DeepSpeed 0.19.8 add up the gradient norms of all groups of its optimizer in one collective."""
+
+    def norm_groups() -> list[Tensor]:
+        import deepspeed.comm
+
+        groups = [zero.averaged_gradients[i] for i in range(len(zero.fp16_groups))]
+        norms = [torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in group]) for group in groups]
+        squares = torch.stack([norm.square().sum() for norm in norms])
+        deepspeed.comm.all_reduce(squares)  # every rank holds a part of each gradient
+        return list(squares.sqrt())
+
+    zero._get_norm_groups = norm_groups
+
+
+def run_ahead(zero: Any, world: int) -> Callable[[], None]:
+    """Let the GPU wait for itself where DeepSpeed 0.19.8 lets the host wait for it, so that no step begins late.
+
+    Return what must be called after each update: from there on gathers wait for it.
+    """
+    from deepspeed.runtime.zero import stage3
+
+    class Joined(torch.cuda.Stream):
+        """A stream that the present one waits for where the host would have."""
+
+        def synchronize(self) -> None:
+            torch.cuda.current_stream().wait_stream(self)
+
+    if zero.reduce_and_partition_stream != torch.cuda.default_stream():  # the reductions overlap with the backward
+        zero.reduce_and_partition_stream = Joined()
+    # An infinite norm makes the update useless; the engine reads it when it comes and stops the run.
+    stage3.is_invalid_grad_norm = lambda norm: False
+    offload = zero.parameter_offload
+    coordinator = offload.get_param_coordinator()
+    coordinator._PartitionedParameterCoordinator__max_ongoing_fetch_events = 10**9
+    gathers = offload._DeepSpeedZeRoOffload__allgather_stream
+    return lambda: gathers.wait_stream(torch.cuda.current_stream()) if world > 1 else None
 
 
 def start(timeout_s: float) -> Any:

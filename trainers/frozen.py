@@ -63,7 +63,9 @@ def fetch(source: Source, unit: Unit, target: Tensor, rank: int, world: int) -> 
     if not source.of_ranks:
         dist.all_gather_into_tensor(target, source.own[mine])
         return
-    for other in range(rank, rank + world):  # each begins with itself, so not all read the same neighbour at once
+    # Each begins with the next rank, so not all read the same neighbour at once. The own part comes last, for
+    # multiprocessors copy it: the small kernels with which the layer that runs begins would wait for them.
+    for other in range(rank + 1, rank + world + 1):
         other %= world
         target[other * unit.part : (other + 1) * unit.part].copy_(source.of_ranks[other][mine], non_blocking=True)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.batch import Batch
+from models.aside import mark_arrived
 
 
 @runtime_checkable
@@ -30,7 +31,6 @@ class Stream(Protocol):
 
 class _Copied(NamedTuple):
     batch: Batch
-    ready: torch.cuda.Event
     place: dict[str, Any]
 
 
@@ -88,7 +88,6 @@ class OnDevice:
                 if isinstance(item, BaseException):
                     raise item
                 now = torch.cuda.current_stream(self._device)
-                now.wait_event(item.ready)
                 for tensor in tensors_of(item.batch):
                     tensor.record_stream(now)  # its memory must not go to the next copy while a kernel reads it
                 self._place = item.place
@@ -114,9 +113,9 @@ class OnDevice:
                     if stop.is_set():
                         return
                     copied = batch.pin_memory().to(self._device)
-                    event = torch.cuda.Event()
-                    event.record(side)
-                    ready.put(_Copied(copied, event, self._stream.state_dict()))
+                    side.synchronize()
+                    mark_arrived(copied.present)
+                    ready.put(_Copied(copied, self._stream.state_dict()))
             ready.put(None)
         except BaseException as error:
             ready.put(error)

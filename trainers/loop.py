@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -120,22 +121,29 @@ def fit(
     scores: dict[str, float] = {}
     saved = evaluated = engine.step if engine.step else -1
     reason = ""
+    made: deque[tuple[StepReport, float]] = deque()
+    asked: deque[tuple[str, Callable[[], bool]]] = deque()
     with StopSignals() as signals, tracer or nullcontext():
         while engine.step < train.steps and not reason:
             step_began = time.monotonic()
             with waiting_for_data():
                 micro_batches = tuple(itertools.islice(batches, train.accumulation))
             report = engine.train_step(*micro_batches)
-            log.step(report, time.monotonic() - step_began)
-            if tracer:
-                tracer.step(report, time.monotonic() - step_began)
-            reason = _stop_together(engine, _reason_to_stop(signals, run, train.deadline_s, began))
-            if engine.step % train.eval_every_steps == 0:
+            made.append((report, time.monotonic() - step_began))
+            evaluates, saves = (engine.step % n == 0 for n in (train.eval_every_steps, train.save_every_steps))
+            # Where the host runs ahead, a step is logged when the next one is queued: it is done by then.
+            _log(made, 0 if evaluates or saves else engine.steps_ahead, log, tracer)
+            why = _reason_to_stop(signals, run, train.deadline_s, began)
+            asked.append((why, engine.any(bool(why))))
+            if len(asked) > engine.steps_ahead:
+                reason = _stop_together(engine, *asked.popleft())
+            if evaluates:
                 means, scores = evaluate(trainer, held_out(), log)
                 evaluated = engine.step
-            if engine.step % train.save_every_steps == 0:
+            if saves:
                 save()
                 saved = engine.step
+        _log(made, 0, log, tracer)
         if evaluated != engine.step and not reason.startswith("SIG"):  # after a signal there may be seconds left
             means, scores = evaluate(trainer, held_out(), log)
         if saved != engine.step:
@@ -151,11 +159,18 @@ def _reason_to_stop(signals: StopSignals, run: Path, deadline_s: float, began: f
     return "stop file" if (run / STOP_FILE).exists() else ""
 
 
-def _stop_together(engine: Engine, reason: str) -> str:
+def _log(made: deque[tuple[StepReport, float]], kept: int, log: Log, tracer: Tracer | None) -> None:
+    """Log the steps and their seconds but the last ones."""
+    while len(made) > kept:
+        report, seconds = made.popleft()
+        log.step(report, seconds)
+        if tracer:
+            tracer.step(report, seconds)
+
+
+def _stop_together(engine: Engine, reason: str, on_any: Callable[[], bool]) -> str:
     """Return the reason of the first rank that has one, on all ranks: a rank that stops alone hangs the others."""
-    if not engine.any(bool(reason)):
-        return ""
-    return next(r for r in engine.gather(reason) if r)
+    return next(r for r in engine.gather(reason) if r) if on_any() else ""
 
 
 def evaluate(trainer: Trainer, batches: Iterable[Batch], log: Log) -> tuple[dict[str, float], dict[str, float]]:
