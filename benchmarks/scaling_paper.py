@@ -65,11 +65,12 @@ def measured_table(rows: Any) -> list[str]:
     """Return the table of what was measured."""
     lines = [
         "## Measured", "",
-        "| row | samples/s a GPU | tokens/s a GPU | step s | efficiency | peak GiB | frozen base GB (limit) |"
-        " collectives (not hidden) | bytes = model | measured / foretold |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| row | card | samples a GPU | samples/s a GPU | tokens/s a GPU | step s | efficiency | peak GiB |"
+        " frozen base GB (limit) | collectives (not hidden) | bytes = model | measured / foretold |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     notes = []
+    machines: dict[str, None] = {}
     for row in rows:
         if "step_s" not in row:
             if "largest_relative_difference" in row:
@@ -85,7 +86,8 @@ def measured_table(rows: Any) -> list[str]:
         seen = f"{share['collectives']:.1%} ({share['not_hidden']:.1%})" if share.get("collectives") is not None else ""
         base = f"{row['frozen_base_gb']:.1f} ({row['frozen_base_limit_gb']:.1f})" if "sharing" in row else ""
         cells = [
-            row["row"].removeprefix("scaling/"), f"{row['samples_per_s_a_gpu']:.2f}",
+            row["row"].removeprefix("scaling/"), card(row["hardware"]), str(row["samples"]),
+            f"{row['samples_per_s_a_gpu']:.2f}",
             f"{row['tokens_per_s_a_gpu']:,.0f}", f"{row['step_s']:.3f}",
             f"{row['efficiency']:.1%}" if "efficiency" in row else "", f"{row['peak_allocated_gib']:.1f}", base, seen,
             {True: "yes", False: "no", None: ""}[row.get("bytes_equal_the_model")],
@@ -94,8 +96,13 @@ def measured_table(rows: Any) -> list[str]:
         lines.append("| " + " | ".join(cells) + " |")
         if "note" in row:
             notes.append(f"- `{row['row']}`: {row['note']}")
-        hardware = f"{row['hardware']}; NCCL {row['nccl']}; {row['versions']}"
-    return [*lines, "", *notes, "", f"Hardware: {hardware}."] if len(lines) > 4 else lines
+        machines[f"{row['hardware']}; NCCL {row['nccl']}; {row['versions']}"] = None
+    return [*lines, "", *notes, "", *(f"Hardware: {m}." for m in machines)] if machines else lines
+
+
+def card(hardware: str) -> str:
+    """Return the model of the GPU in a description such as "2 x NVIDIA H200", or what was there instead."""
+    return hardware.split(" x ")[-1].removeprefix("NVIDIA ").split(" ")[0]
 
 
 def fetched(row: Mapping[str, Any]) -> str:

@@ -148,3 +148,8 @@ def test_a_page_without_the_rows_that_it_needs_is_refused(tmp_path: Path, capsys
     rows.write_text(json.dumps({"row": "scaling/8-gpus", "skipped": "no"}) + "\n")
     assert scaling_paper.write(rows, tmp_path / "page.md") == 1
     assert "run bench scaling" in capsys.readouterr().err
+
+
+def test_the_page_names_the_card_of_each_row() -> None:
+    assert scaling_paper.card("2 x NVIDIA H200") == "H200"
+    assert scaling_paper.card("4 x NVIDIA H100 80GB HBM3") == "H100"
