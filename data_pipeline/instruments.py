@@ -7,6 +7,7 @@ no slew, no confusion by other planets. What a paper leaves to the observer (dis
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple, get_args
 
@@ -124,6 +125,8 @@ def parse_instrument(text: str) -> Instrument:
             raise InputError(f"instrument.view={value!r}: choose {', '.join(VIEWS)}")
         try:
             given[field] = value if field == "view" else int(value) if field == "dishes" else float(value)
+            if field != "view" and not math.isfinite(given[field]):  # type: ignore[arg-type]
+                raise ValueError
         except ValueError:
             raise InputError(f"instrument.{field}={value!r} is no number; write {field}=NUMBER") from None
     return replace(INSTRUMENTS[name], **given)  # type: ignore[arg-type]

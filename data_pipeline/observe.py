@@ -73,6 +73,10 @@ def find_sample(place: str) -> Sample:
 
 def table(sample: Sample, instrument: Instrument, seed: int, phase_deg: float) -> str:
     """Return the spectrum of a sample as CSV: bins in um, ppm of the star's light, `#` lines that say whose it is."""
+    if not 0.0 <= phase_deg <= 180.0:
+        raise InputError(f"--phase-deg {phase_deg:g}: give 0 (full) to 180 (new)")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: must be 0 or more")
     planet = planet_of(sample)
     found = observe(planet, sample.climate, instrument, seed, phase_deg)
     numbers = ", ".join(f"{f.name} {getattr(instrument, f.name)}" for f in fields(instrument) if f.name != "name")

@@ -38,7 +38,7 @@ class Chemistry:
         Raises:
             InputError: A list has the wrong length, or an edge names a metabolite or type that does not exist.
         """
-        if "metabolites" not in table:
+        if not isinstance(table.get("metabolites"), list | tuple):
             raise InputError("chemistry.metabolites is missing; give the list of metabolite names")
         names = tuple(str(name) for name in table["metabolites"])
         size = len(names)

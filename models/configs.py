@@ -52,6 +52,7 @@ class ClimateConfig:
 
     def __post_init__(self) -> None:
         require(self.width >= 8, "model.climate.width", self.width, "must be at least 8")
+        require(self.latent_dim >= 1, "model.climate.latent_dim", self.latent_dim, "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class SpectrumConfig:
 
     def __post_init__(self) -> None:
         require(self.width >= 8, "model.spectrum.width", self.width, "must be at least 8")
+        require(self.latent_dim >= 1, "model.spectrum.latent_dim", self.latent_dim, "must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,7 @@ class LanguageConfig:
             self.quantise == "none" or self.decoder != "peft", "model.language.quantise", self.quantise,
             'the decoder "peft" keeps its weights as they are; choose decoder "fused" or "auto"',
         )  # fmt: skip
+        require(self.latent_dim >= 1, "model.language.latent_dim", self.latent_dim, "must be at least 1")
         within = self.recompute_within_gib
         require(within >= 0, "model.language.recompute_within_gib", within, "must be 0 or more")
         require(0 < self.latent_depth <= 1, "model.language.latent_depth", self.latent_depth, "must lie in (0, 1]")

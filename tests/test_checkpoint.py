@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -198,7 +199,7 @@ def test_a_run_starts_from_a_part_by_name_and_says_what_did_not_match(tmp_path: 
         checkpoint.initialise(engine_of("graph_vae", 1, "local"), [tmp_path])
 
 
-def test_a_folder_with_something_else_in_it_is_not_a_run(tmp_path: Path) -> None:
+def test_a_folder_with_something_else_in_it_is_not_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not run_folder.open_run(tmp_path / "new", resume=False)
     assert not run_folder.open_run(tmp_path, resume=True)  # an empty one is a new run
     (tmp_path / "thesis.txt").write_text("")
@@ -208,3 +209,8 @@ def test_a_folder_with_something_else_in_it_is_not_a_run(tmp_path: Path) -> None
         run_folder.open_run(tmp_path, resume=True)
     with pytest.raises(InputError, match="a file; give a folder"):
         run_folder.open_run(tmp_path / "thesis.txt", resume=False)
+    with pytest.raises(InputError, match="thesis.txt is a file; give a folder"):
+        run_folder.open_run(tmp_path / "thesis.txt" / "run", resume=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="cannot be written to"):
+        run_folder.open_run(tmp_path / "new" / "run", resume=False)

@@ -66,6 +66,12 @@ def test_settings_apply_together_so_that_their_order_does_not_matter() -> None:
         ("train.steps=0", "train.steps=0"),
         ("train.eval_batches=-1", "train.eval_batches=-1"),
         ("train.deadline_s=-1", "train.deadline_s=-1.0"),
+        ("train.process_group_timeout_s=0", "train.process_group_timeout_s=0.0"),
+        ("optim.lr=inf", "optim.lr=inf: must be a finite number"),
+        ("model.climate.latent_dim=0", "model.climate.latent_dim=0"),
+        ("model.spectrum.latent_dim=0", "model.spectrum.latent_dim=0"),
+        ("model.language.latent_dim=0", "model.language.latent_dim=0"),
+        ("loss_weights.graph/kl=inf", "loss_weights.graph/kl=inf: must be a finite number"),
         ("log.scalars_every_steps=0", "log.scalars_every_steps=0"),
         ("loss_weights.graph/kl=-1", "must be 0 or more"),
         ("data.graphs=folder", "only graph_vae trains on graphs alone"),
@@ -85,6 +91,7 @@ def test_a_wrong_setting_is_named_with_a_way_out(setting: str, message: str) -> 
         ({"train": {"steps": "3"}}, "config.train.steps='3': expected int"),
         ({"train": {"steps": True}}, "expected int"),
         ({"loss_weights": {"x": 1.0}}, "no such term"),
+        ({"loss_weights": {"graph/kl": "1"}}, "loss_weights.graph/kl='1': expected float"),
     ],
 )
 def test_a_wrong_config_file_is_refused(table: dict[str, Any], message: str) -> None:
@@ -218,9 +225,12 @@ def test_a_deepspeed_file_that_deepspeed_would_misread_is_refused(
 def test_a_missing_or_damaged_deepspeed_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"zero3_cpu\.json"):
         ds_config.read(tmp_path / "none.json")
-    (tmp_path / "zero.json").write_text("{")
-    with pytest.raises(InputError, match="not JSON"):
-        ds_config.read(tmp_path / "zero.json")
+    for content, told in ((b"{", "not JSON"), (b"\x80", "not JSON"), (b"[]", "not a table")):
+        (tmp_path / "zero.json").write_bytes(content)
+        with pytest.raises(InputError, match=told):
+            ds_config.read(tmp_path / "zero.json")
+    with pytest.raises(InputError, match="Is a directory"):
+        ds_config.read(tmp_path)
 
 
 def test_batch_size_and_clipping_reach_deepspeed_from_the_config() -> None:

@@ -33,6 +33,7 @@ from trainers.records import read_records
         (["{full}", "--environment", "ph=99", "--out", "{new}"], ["ph", "99"]),
         (["{full}", "--environment", "hp=7", "--out", "{new}"], ["hp", "ph"]),
         (["{full}", "--environment", "ph=7", "--count", "0", "--out", "{new}"], ["--count 0"]),
+        (["{full}", "--environment", "ph=7", "--seed", "-1", "--out", "{new}"], ["--seed -1"]),
         (["{full}", "--environment", "ph=7", "--distinct", "--out", "{new}"], ["--distinct", "--guided"]),
         (["{full}", "--environment", "ph=7", "--out", "{new}"], ["no model/"]),
     ],

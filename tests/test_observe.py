@@ -51,6 +51,7 @@ def test_a_sample_is_observed_from_the_command_line(capsys: pytest.CaptureFixtur
         ("{folder}/planet-0000009", "ideal", "no sample 'planet-0000009' among 1; planet-0000000 is the first"),
         ("{folder}/planet-0000001", "ideal", "sample=planet-0000001: its facts do not say the planet"),
         ("{folder}/planet-0000001", "sieve", "instrument='sieve': choose from"),
+        ("{folder}/planet-0000001", "hwo,hours=nan", "instrument.hours='nan' is no number"),
         ("{folder}/nothing/planet-0000001", "ideal", "no such folder"),
         ("planet-0000001", "ideal", "observe=planet-0000001: give the data and a sample of them"),
     ],
@@ -61,6 +62,13 @@ def test_what_cannot_be_observed_is_one_line_and_exit_code_2(
     assert build.main(["--observe", place.format(folder=by_hand), "--instrument", instrument]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert complaint in line
+
+
+@pytest.mark.parametrize(("seed", "phase_deg", "told"), [(-3, 0.0, "--seed -3"), (0, np.nan, "nan"), (0, 400.0, "400")])
+def test_a_seed_or_phase_that_cannot_be_is_refused(seed: int, phase_deg: float, told: str) -> None:
+    stored = observe.find_sample(f"{built_dataset()}/planet-0000001")
+    with pytest.raises(InputError, match=told):
+        observe.table(stored, parse_instrument("hwo"), seed, phase_deg)
 
 
 def test_a_planet_that_is_too_close_to_its_star_is_refused() -> None:

@@ -38,6 +38,24 @@ def test_a_quickstart_with_other_planets_or_settings_does_not_go_on(tmp_path: Pa
         quickstart.open_folder(tmp_path, 48, ["train.steps=5"])
 
 
+@pytest.mark.parametrize("state", ["[]", "{}", '{"planets": 48, "settings": []}', '{"finished": 3}', "\x00"])
+def test_a_damaged_state_is_no_quickstart_of_ours(state: str, tmp_path: Path) -> None:
+    (tmp_path / "quickstart.json").write_text(state)
+    with pytest.raises(InputError, match="no quickstart of ours"):
+        quickstart.open_folder(tmp_path, 48)
+
+
+def test_a_wrong_number_or_setting_is_refused_before_any_data_are_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "new")
+    for wrong, told in ((["--planets", "0"], "--planets 0"), (["--set", "train.stps=3"], "did you mean steps?")):
+        assert quickstart.main(["--out", out, *wrong]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_training_goes_on_and_a_generation_starts_over(tmp_path: Path) -> None:
     stages = quickstart.stages(tmp_path, 48)
     for name in stages:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -117,6 +118,8 @@ class TrainConfig:
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
         require(self.eval_batches >= 0, "train.eval_batches", self.eval_batches, "must be 0 (all) or more")
         require(self.deadline_s >= 0, "train.deadline_s", self.deadline_s, "must be 0 (none) or more")
+        timeout = self.process_group_timeout_s
+        require(timeout > 0, "train.process_group_timeout_s", timeout, "must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,8 +257,12 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         value = float(value)
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise InputError(f"{path}={value!r}: expected {getattr(expected, '__name__', expected)}")
+    if isinstance(value, float):
+        require(math.isfinite(value), path, value, "must be a finite number")
     if origin is Literal:
         require(value in typing.get_args(hint), path, value, f"choose from {', '.join(typing.get_args(hint))}")
+    if origin is Mapping:
+        return {name: _value(typing.get_args(hint)[1], item, f"{path}.{name}") for name, item in value.items()}
     return tuple(value) if origin is tuple else value
 
 
@@ -290,8 +297,10 @@ def of_run(path: Path, table: Any, written: Mapping[str, Any]) -> RunConfig:
         config: RunConfig = _build(RunConfig, table, "config")
         return config
     except InputError as error:
+        if not isinstance(table, Mapping):
+            raise InputError(f"{path}: {error}; it is damaged, start a new run") from None
         run = path.parent.parent if path.parent.name == "model" else path.parent
-        train = table.get("train") if isinstance(table, Mapping) else None
+        train = table.get("train")
         part = train.get("part") if isinstance(train, Mapping) else None
         # The list of today's fields helps with a slip of the pen, not with a field that went.
         problem = str(error).partition("; choose from")[0] if version.by_another(written) else str(error)

@@ -53,6 +53,8 @@ def generate(
     """
     if count < 1:
         raise InputError(f"--count {count}: must be at least 1")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed {seed}: must be 0 or more, and below 2^63")
     if distinct and not guided:
         raise InputError("--distinct: picks among guided networks; add --guided")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from data_pipeline.errors import InputError
@@ -19,11 +20,15 @@ def open_run(run: Path, resume: bool) -> bool:
     """Tell whether a run goes on, after checking its folder.
 
     Raises:
-        InputError: The folder holds something and --resume is not given, or holds no run to go on with.
+        InputError: The folder holds something and --resume is not given, or holds no run to go on with, or cannot be
+            written to.
     """
-    if run.exists() and not run.is_dir():
-        raise InputError(f"--out {run}: a file; give a folder")
-    if not run.exists() or not any(run.iterdir()):
+    above = next(p for p in (run, *run.absolute().parents) if os.path.exists(p))  # False for a name that is too long
+    if not above.is_dir():
+        raise InputError(f"--out {run}: {'a file' if above == run else f'{above} is a file'}; give a folder")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"--out {run}: {above} cannot be written to; choose another folder")
+    if above != run or not any(run.iterdir()):
         return False
     if not resume:
         raise InputError(f"--out {run}: not empty; use --resume to go on with the run in it, or choose another folder")
