@@ -8,7 +8,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from benchmarks.peers.graph_layers import GeometricTransformer
 from benchmarks.rows import Row, main
 from data_pipeline.batch import Batch
 from data_pipeline.stream import open_stream
-from models import noise, objectives
 from models.biochemistry import Chemistry
 from models.graph_layers import GraphTransformer
+from models.objectives import build_objective
 from trainers import engine as engines, flat, optim, presets
 from trainers.config import RunConfig
 from trainers.engine import DeepSpeedEngine, weigh
@@ -137,17 +137,6 @@ def graphed(objective: nn.Module) -> nn.Module:
     return objective
 
 
-def compiled(objective: nn.Module) -> nn.Module:
-    """Give an objective to torch.compile, but for what it cannot read: the noise and the seeds of samples.
-
-    Inductor (torch 2.11) folds the 64-bit products of models.noise into indices, which overflow there.
-    """
-    noise.uniform = torch.compiler.disable(noise.uniform)
-    objectives._hashed = torch.compiler.disable(objectives._hashed)
-    objective.compile()
-    return objective
-
-
 def geometric(objective: nn.Module, batch: Batch) -> nn.Module:
     """Put message passing in the place of every dense graph transformer."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -201,25 +190,23 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def compare(part: str, samples: int = SAMPLES, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Time forms of a part's step (all, or those that are named) on the same batch and weights."""
+def compare(part: str, samples: int = SAMPLES) -> dict[str, Any]:
+    """Time forms of a part's step on the same batch and weights."""
     batch, chemistry = load(samples)
     config = settings(part, samples)
 
     def objective() -> nn.Module:
         gc.collect()
         torch.manual_seed(0)
-        return objectives.build_objective(part, config.model, chemistry)
+        return build_objective(part, config.model, chemistry)
 
     forms: dict[str, Callable[[], Callable[[], Any]]] = {"plain": lambda: plain(config, objective(), batch)}
     if part == "graph_vae":
         forms["geometric"] = lambda: plain(config, geometric(objective(), batch), batch)
-        forms["plain_compiled"] = lambda: plain(config, compiled(objective()), batch)
     forms["plain_graphed"] = lambda: plain(config, graphed(objective()), batch)
     forms["zero3_unflattened"] = lambda: zero3(config, objective(), batch, _leave)
     forms["zero3_kernel_by_kernel"] = lambda: zero3(config, objective(), batch, _kernel_by_kernel)
     forms["zero3"] = lambda: zero3(config, objective(), batch)
-    forms = {name: make for name, make in forms.items() if name in only or (not only and name != "plain_compiled")}
     made: dict[str, Timed] = {}
     found: dict[str, dict[str, Any]] = {}
     for name, make in forms.items():
@@ -247,12 +234,7 @@ def of_forms(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return result
 
 
-COMPILED = ("plain", "geometric", "plain_compiled", "zero3")
-ROWS = [
-    Row("graph_vae_step", lambda: compare("graph_vae")),
-    Row("graph_vae_compiled", lambda: compare("graph_vae", only=COMPILED)),  # minutes of compilation
-    Row("cnn_step", lambda: compare("cnn")),
-]
+ROWS = [Row("graph_vae_step", lambda: compare("graph_vae")), Row("cnn_step", lambda: compare("cnn"))]
 
 if __name__ == "__main__":
     sys.exit(main("benchmarks.small_networks", ROWS, options()))
