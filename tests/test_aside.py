@@ -40,8 +40,8 @@ def test_on_a_cpu_nothing_happens() -> None:
 def test_numbers_of_a_batch_that_is_there_come_before_what_is_queued(is_here: bool) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     batch = torch.arange(1000, device=device)
-    with aside(True, device) as used:  # the stream is made here
-        used.append(batch.sum())
+    with aside(True, device) as used:  # the stream is made and the kernels are loaded here, for which the host waits
+        used.append((batch % 2 == 0).nonzero().flatten())
     torch.cuda.synchronize()
     done = torch.cuda.Event()
     torch.cuda._sleep(2_000_000_000)  # about a second
