@@ -33,7 +33,7 @@ from data_pipeline import assemble, habitat, metabolic_graph, reaction_db, shard
 from data_pipeline.assemble import Pair
 from data_pipeline.batch import ENVIRONMENT_VECTOR, GraphSample
 from data_pipeline.climate_sources import EMULATOR, ClimateSource, choose, planets_of
-from data_pipeline.errors import InputError
+from data_pipeline.errors import InputError, one_line
 from data_pipeline.planet_table import Row, is_catalogue, read_planets
 from data_pipeline.planets import Planet, out_of_range
 from data_pipeline.shards import SAMPLE_BYTES, SHARD_ROWS, SPLITS, Manifest, Shard
@@ -410,27 +410,23 @@ def _habitable_share(out: Path, entries: list[Shard]) -> float | None:
 
 
 def _look_at(check: str | None, describe: str | None, compare: Sequence[str] | None) -> int:
-    try:
-        if check:
-            from data_pipeline import check_data
+    if check:
+        from data_pipeline import check_data
 
-            complaints = check_data.complaints(check)
-            for complaint in complaints:
-                print(f"error: {complaint}", file=sys.stderr)
-            if complaints:
-                return 2
-            print(f"{check}: whole")
-        if describe:
-            from data_pipeline import describe as page  # matplotlib takes a second to import
+        complaints = check_data.complaints(check)
+        for complaint in complaints:
+            print(f"error: {complaint}", file=sys.stderr)
+        if complaints:
+            return 2
+        print(f"{check}: whole")
+    if describe:
+        from data_pipeline import describe as page  # matplotlib takes a second to import
 
-            print(f"open {page.describe(describe)} in a browser")
-        if compare:
-            from data_pipeline import climate_report
+        print(f"open {page.describe(describe)} in a browser")
+    if compare:
+        from data_pipeline import climate_report
 
-            print(f"open {climate_report.compare(*compare)} in a browser")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"open {climate_report.compare(*compare)} in a browser")
     return 0
 
 
@@ -447,15 +443,12 @@ def _covered(catalogue: Sequence[Row], source: ClimateSource) -> list[Row]:
 def _observe_sample(place: str, instrument: str, phase_deg: float, seed: int) -> int:
     from data_pipeline import instruments, observe
 
-    try:
-        chosen = instruments.parse_instrument(instrument)
-        print(observe.table(observe.find_sample(place), chosen, seed, phase_deg))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    chosen = instruments.parse_instrument(instrument)
+    print(observe.table(observe.find_sample(place), chosen, seed, phase_deg))
     return 0
 
 
+@one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build, check, describe, compare or observe from the command line; bad input is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="build-data", description="Build a data set of planets.")
@@ -496,17 +489,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _look_at(options.check, options.describe, options.compare)
     if options.out is None or (options.planets is None and options.planets_from is None):
         parser.error("--planets and --out say what to build (or give --check, --describe, --compare or --observe)")
-    try:
-        table = read_planets(options.planets_from) if options.planets_from else None
-        source = choose(options.climate, table)
-        if options.planets_from and is_catalogue(options.planets_from):
-            table = _covered(table or [], source)
-        planets = options.planets if options.planets is not None else len(table or ())
-        print(f"building {planets} planets into {options.out}, {options.workers} processes", flush=True)
-        manifest = build(options.out, planets, options.seed, options.workers, source, table)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    table = read_planets(options.planets_from) if options.planets_from else None
+    source = choose(options.climate, table)
+    if options.planets_from and is_catalogue(options.planets_from):
+        table = _covered(table or [], source)
+    planets = options.planets if options.planets is not None else len(table or ())
+    print(f"building {planets} planets into {options.out}, {options.workers} processes", flush=True)
+    manifest = build(options.out, planets, options.seed, options.workers, source, table)
     facts = manifest.facts
     if runs := facts.get("climate_runs"):
         print(f"climates: {sum(run.get('seconds', 0.0) for run in runs) / len(runs):.0f} s a planet, one process each")

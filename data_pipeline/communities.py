@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipeline.batch import GraphSample
 from data_pipeline.environment import parse_environment
-from data_pipeline.errors import InputError
+from data_pipeline.errors import one_line
 from data_pipeline.flux_balance import SALTS, ActiveNetwork, solve
 from data_pipeline.graph_files import write_npz
 from data_pipeline.habitat import nutrients, viable_organisms
@@ -93,28 +93,22 @@ def community_graph(pair: Community) -> GraphSample:
     )
 
 
+@one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the communities of an environment; bad input is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="communities", description=__doc__)
     parser.add_argument("environment")
     parser.add_argument("--out", type=Path, required=True, help="folder of NPZ graphs")
     given = parser.parse_args(arguments)
-    try:
-        environment = parse_environment(given.environment)
-        found = communities(environment)
-        given.out.mkdir(parents=True, exist_ok=True)
-        for number, pair in enumerate(found):
-            graph = community_graph(pair)
-            size = len(graph.metabolites)
-            note = f"; too large to train on, over {MAX_METABOLITES}" if size > MAX_METABOLITES else ""
-            write_npz(given.out / f"community_{number:03d}.npz", graph, environment)
-            print(f"community_{number:03d}: {graph.organism}, {', '.join(pair.exchanged)}, {size} metabolites{note}")
-    except OSError as error:
-        print(f"error: --out {given.out}: cannot be written ({error.strerror}); give another folder", file=sys.stderr)
-        return 2
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    environment = parse_environment(given.environment)
+    found = communities(environment)
+    given.out.mkdir(parents=True, exist_ok=True)
+    for number, pair in enumerate(found):
+        graph = community_graph(pair)
+        size = len(graph.metabolites)
+        note = f"; too large to train on, over {MAX_METABOLITES}" if size > MAX_METABOLITES else ""
+        write_npz(given.out / f"community_{number:03d}.npz", graph, environment)
+        print(f"community_{number:03d}: {graph.organism}, {', '.join(pair.exchanged)}, {size} metabolites{note}")
     print(f"{len(found)} communities in {given.out}")
     return 0
 

@@ -153,6 +153,8 @@ def parse_environment(text: str) -> np.ndarray:
         if not equals or not variable.low <= value <= variable.high:
             bounds = f"{variable.low:g} to {variable.high:g} {variable.unit}"
             raise InputError(f"environment: {name}={value:g} is out of range; give {bounds}")
+        if name in given:
+            raise InputError(f"environment: {name} is given twice, as {given[name]:g} and {value:g}; leave one out")
         given[name] = value
     if not given:
         raise InputError("environment: nothing given; write for example temperature_k=350,ph=6.5,o2=0,redox=-0.3")

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.batch import GraphSample
-from data_pipeline.errors import InputError
+from data_pipeline.errors import InputError, one_line
 from data_pipeline.graph_files import read_folder, write_npz
 from data_pipeline.metabolic_graph import CURRENCY
 from data_pipeline.reaction_tables import base_of
@@ -232,6 +232,7 @@ def read_any(source: Path) -> dict[str, GraphSample]:
     return read_edges(source) if source.suffix == ".csv" else read_xml(source)
 
 
+@one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert from the command line; bad input is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="kegg", description=__doc__)
@@ -239,20 +240,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of NPZ graphs, or a .csv of edges")
     parser.add_argument("--environments", type=Path, help="table with the columns " + ", ".join(ENVIRONMENT_COLUMNS))
     given = parser.parse_args(arguments)
-    try:
-        if given.out.suffix == ".csv":
-            if not given.source.is_dir():
-                raise InputError(
-                    f"--out {given.out}: an edge table is written from a folder of NPZ graphs; give a folder"
-                )
-            print(f"{write_edges(given.source, given.out)} edges in {given.out}")
-            return 0
-        environments = read_environments(given.environments) if given.environments else None
-        graphs = read_any(given.source)
-        written, left_out = write_graphs(graphs, given.out, environments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if given.out.suffix == ".csv":
+        if not given.source.is_dir():
+            raise InputError(f"--out {given.out}: an edge table is written from a folder of NPZ graphs; give a folder")
+        print(f"{write_edges(given.source, given.out)} edges in {given.out}")
+        return 0
+    environments = read_environments(given.environments) if given.environments else None
+    graphs = read_any(given.source)
+    written, left_out = write_graphs(graphs, given.out, environments)
     if strangers := sorted(set(environments or ()) - set(graphs)):
         print(f"{given.environments}: no graph is called {', '.join(strangers[:10])}", file=sys.stderr)
     if left_out:

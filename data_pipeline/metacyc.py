@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.batch import GraphSample
-from data_pipeline.errors import InputError
+from data_pipeline.errors import InputError, one_line
 from data_pipeline.kegg import Edge, both_ways, graph_of, write_graphs
 from data_pipeline.metabolic_graph import CURRENCY, join_sides
 from data_pipeline.reaction_tables import ATOMIC_MASS_DA, parse_formula
@@ -169,17 +169,14 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     return iter(reader)
 
 
+@one_line
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the graphs from the command line; bad input is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="metacyc", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of NPZ graphs")
     parser.add_argument("--tables", type=Path, help="folder of the ModelSEED tables; dnngior's when not given")
     given = parser.parse_args(arguments)
-    try:
-        written, _ = write_graphs(pathways(given.tables), given.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    written, _ = write_graphs(pathways(given.tables), given.out)
     print(f"{written} graphs in {given.out}; train on them with --set data.graphs={given.out}")
     return 0
 

@@ -52,7 +52,7 @@ def read_planets(path: str | Path) -> list[Row]:
     if is_catalogue(path):
         return [Row(planet, f"{planet.name}.nc", 0.0) for planet in read_catalogue(path)]
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"planets={path}: cannot be read ({error}); give a CSV table of planets") from None
     lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("#")]
@@ -86,7 +86,7 @@ def is_catalogue(path: str | Path) -> bool:
     if str(path) == EXOSIMS or path.suffix in VOTABLES:
         return True
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         return False
     return "pl_name" in next((line for line in lines if line and not line.startswith("#")), "").split(",")

@@ -332,9 +332,8 @@ def read_catalogue(path: str | Path) -> list[Planet]:
 
 def _rows_of_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        lines = [
-            (i, line) for i, line in enumerate(path.read_text().splitlines(), 1) if line and not line.startswith("#")
-        ]
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a mark first
+        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line and not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give a CSV of the NASA Exoplanet Archive") from None
     reader = csv.DictReader(line for _, line in lines)
@@ -446,7 +445,7 @@ def _from_json(path: Path) -> Planet:
         return Planet(**{"name": path.stem, "system_id": path.stem, **table}, atmosphere=atmosphere)
     except InputError:
         raise
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}); give the fields of a planet") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(

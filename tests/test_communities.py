@@ -67,4 +67,4 @@ def test_a_wrong_environment_or_folder_is_one_line_and_exit_code_2(
     assert "did you mean temperature_k" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert communities.main(["o2=0,glucose=0.001", "--out", str(tmp_path / "file")]) == 2
-    assert "give another folder" in capsys.readouterr().err
+    assert "file: File exists; give another file or folder" in capsys.readouterr().err

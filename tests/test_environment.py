@@ -92,3 +92,8 @@ def test_an_environment_is_written_as_it_is_read() -> None:
 def test_a_bad_environment_is_one_clear_line(text: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         environment.parse_environment(text)
+
+
+def test_a_name_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="ph is given twice, as 7 and 8"):
+        environment.parse_environment("ph=7,o2=0,ph=8")

@@ -82,3 +82,9 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, lines: tuple[str, 
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none.csv: cannot be read"):
         planet_table.read_planets(tmp_path / "none.csv")
+
+
+def test_a_table_that_a_spreadsheet_wrote_with_a_mark_first_is_read(tmp_path: Path) -> None:
+    marked = tmp_path / EXAMPLE.name
+    marked.write_text(EXAMPLE.read_text(), encoding="utf-8-sig")
+    assert planet_table.read_planets(marked) == planet_table.read_planets(EXAMPLE)

@@ -235,3 +235,9 @@ def test_of_a_catalogue_those_that_the_climate_covers_are_taken_and_counted(
     giant = write_catalogue(tmp_path, "Twin,Sun,1,1,250,1,1,5772,1,1")  # 250 days are beyond the emulator's 200 days
     assert build.main(["--planets-from", str(giant), "--out", str(tmp_path / "out")]) == 2
     assert "0 of the 1 complete planets of the catalogue lie where clero is at home" in capsys.readouterr().err
+
+
+def test_a_planet_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vulcan.json").write_bytes(bytes(range(256)))
+    with pytest.raises(InputError, match="vulcan.json: cannot be read as JSON"):
+        planets.find_planet(str(tmp_path / "vulcan.json"))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.batch import MODALITIES, TEXT, Batch, GraphBatch, SpectrumBatch, TextBatch
-from data_pipeline.errors import InputError
+from data_pipeline.errors import InputError, one_line
 from data_pipeline.variables import (
     CLIMATE_FIELDS,
     ENVIRONMENT,
@@ -422,17 +422,14 @@ def table(config: RunConfig, told: Estimate, numbers: dict[str, int]) -> list[tu
     return [*rows, ("temporary", "at the peak", told.temporary), ("library", "cuBLAS workspaces", told.library)]
 
 
+@one_line
 def main(argv: list[str] | None = None) -> int:
     """Print the table or JSON. Bad input is one line and exit code 2."""
     arguments = parser().parse_args(argv)
-    try:
-        config, chemistry = configure(arguments)
-        told = estimate(config, chemistry, largest_batch(config, len(chemistry.metabolites)), arguments.gpus)
-        advice = advise(config, chemistry, arguments.gpus, arguments.gpu_memory)
-        numbers = count_parameters(skeleton(config, chemistry))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config, chemistry = configure(arguments)
+    told = estimate(config, chemistry, largest_batch(config, len(chemistry.metabolites)), arguments.gpus)
+    advice = advise(config, chemistry, arguments.gpus, arguments.gpu_memory)
+    numbers = count_parameters(skeleton(config, chemistry))
     rows = table(config, told, numbers)
     if arguments.json:
         print(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from data_pipeline import shards
-from data_pipeline.errors import InputError
+from data_pipeline.errors import InputError, one_line
 from data_pipeline.stream import open_stream
 from models.language import load_tokenizer
 from models.objectives import UnifiedObjective, build_objective
@@ -112,6 +112,7 @@ def plain(value: Any) -> Any:
     return value
 
 
+@one_line
 def main(argv: list[str] | None = None) -> int:
     """Evaluate from the command line; bad input is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="./launch.sh evaluate", description=__doc__)
@@ -124,12 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     started = time.monotonic()
     run = find_run(arguments.run)
-    try:
-        with PeakMemory() as peak:
-            metrics = evaluate(run, arguments.split, arguments.data)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with PeakMemory() as peak:
+        metrics = evaluate(run, arguments.split, arguments.data)
     metrics = plain(metrics | {"seconds": time.monotonic() - started, "peak_memory_gib": peak.gib})
     text = json.dumps(metrics, indent=2)
     (run / "metrics.json").write_text(text + "\n")

@@ -19,7 +19,7 @@ from data_pipeline import assemble, graph_files, habitat, planets, reaction_db, 
 from data_pipeline.batch import MODALITIES, OBSERVABLE, Sample
 from data_pipeline.collate import collate
 from data_pipeline.environment import parse_environment
-from data_pipeline.errors import InputError
+from data_pipeline.errors import InputError, one_line
 from data_pipeline.order import generator
 from data_pipeline.variables import ENVIRONMENT
 from models.language import load_tokenizer
@@ -175,6 +175,7 @@ def write(
     }
 
 
+@one_line
 def main(argv: list[str] | None = None) -> int:
     """Generate from the command line; bad input is one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="./launch.sh generate", description=__doc__)
@@ -197,20 +198,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--distinct", action="store_true", help="of guided networks: pick each once")
     options = parser.parse_args(argv)
-    try:
-        report = generate(
-            find_run(options.run),
-            options.out,
-            options.count,
-            options.seed,
-            options.environment,
-            options.planet,
-            options.guided,
-            options.distinct,
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = generate(
+        find_run(options.run),
+        options.out,
+        options.count,
+        options.seed,
+        options.environment,
+        options.planet,
+        options.guided,
+        options.distinct,
+    )
     if "planet" in report:
         planet = report["planet"]
         print(f"{planet['name']}: {planet['facts']['liquid_water_share']:.0%} of the surface has liquid water")

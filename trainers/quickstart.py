@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import InputError
+from data_pipeline.errors import InputError, one_line
 from trainers.config import with_settings
 from trainers.peak_memory import PeakMemory
 from trainers.presets import preset
@@ -147,6 +147,7 @@ def _save(out: Path, state: dict[str, Any]) -> None:
     os.replace(temporary, out / STATE)
 
 
+@one_line
 def main(argv: list[str] | None = None) -> int:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(prog="./launch.sh quickstart", description=__doc__)
@@ -160,11 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         help="for every training, such as train.steps=5",
     )
     arguments = parser.parse_args(argv)
-    try:
-        return run(arguments.out, arguments.planets, arguments.set)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(arguments.out, arguments.planets, arguments.set)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from data_pipeline.errors import InputError
+from data_pipeline.errors import InputError, refused
 from data_pipeline.folders import remote_url
 from trainers import config as run_config, ds_config, presets, run_folder
 from trainers.config import PARTS, RunConfig, nearest
@@ -223,6 +223,10 @@ def main(argv: list[str] | None = None) -> int:
             train(config, arguments.out, arguments.init_from, arguments.profile)
     except InputError as error:
         return fail(error, 2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return fail(InputError(refused(error)), 2)
     except ArithmeticError as error:
         return fail(error, 3)
     return 0
