@@ -119,9 +119,10 @@ def _zero2(
     """Keep the frozen base whole on every GPU; gradients and Adam's state of what is trained are shared out."""
     deepspeed = start(config.train.process_group_timeout_s)
     names = {id(module): name for name, module in objective.named_modules()}
+    recorded = flat.graphed(objective) if device.type == "cuda" else []
     for module in objective.leaf_modules():
         name = names[id(module)]
-        flat.flatten(module, name, graphed=device.type == "cuda" and not name.startswith("language."))
+        flat.flatten(module, name, name in recorded)
     groups = optim.parameter_groups(objective, config.optim)
     pieces = [[Piece.of(p) for p in group["params"]] for group in groups]
     world = dist.get_world_size()

@@ -281,9 +281,8 @@ class DeepSpeedEngine:
         names = {id(module): name for name, module in objective.named_modules()}
         leaves = objective.leaf_modules()  # type: ignore[operator]
         leaf_names = [names[id(module)] for module in leaves]
-        # The reader of texts meets other lengths in each step, and what it reads is large: it is not recorded.
-        graphed = [on_gpu and not name.startswith("language.") for name in leaf_names]
-        flats = (flat.flatten(*given) for given in zip(leaves, leaf_names, graphed, strict=True))
+        recorded = flat.graphed(objective) if on_gpu else []
+        flats = (flat.flatten(leaf, name, name in recorded) for leaf, name in zip(leaves, leaf_names, strict=True))
         self._flat = {f.name: f for of_module in flats for f in of_module}
         if frozen_weights != "deepspeed" and not ds_config.moves_parameters(table):
             decoders = [m for m in objective.modules() if isinstance(m, FusedDecoder)]

@@ -44,7 +44,7 @@ def flatten(module: nn.Module, name: str, graphed: bool = False) -> list[Flat]:
 
     Args:
         name: Of the module in its objective.
-        graphed: On a GPU replay training passes as CUDA graphs (trainers/graphed.py), unless the module has dropout.
+        graphed: On a GPU replay training passes as CUDA graphs (trainers/graphed.py); of those that `graphed` names.
     """
     kinds: dict[tuple[torch.dtype, bool], list[tuple[str, nn.Module, str, nn.Parameter]]] = {}
     for owner_name, owner in module.named_modules(prefix=name):
@@ -72,7 +72,7 @@ def flatten(module: nn.Module, name: str, graphed: bool = False) -> list[Flat]:
             for slot in (slot for flat in flats for slot in flat.slots):
                 slot.owner.__dict__.pop(slot.attribute, None)
 
-    replay = Graphed(run) if graphed and not _drops_out(module) else run
+    replay = Graphed(run) if graphed else run
 
     @functools.wraps(inner)
     def forward(anchor: Tensor, *inputs: Any, **named: Any) -> Any:
