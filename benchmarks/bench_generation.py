@@ -35,7 +35,7 @@ from benchmarks.graph_metrics import DIRECTED, UNDIRECTED, Statistic, squared_mm
 from benchmarks.graph_sets import Generator, Graph, GraphSet
 from benchmarks.rows import Row
 from data_pipeline import scope
-from data_pipeline.errors import InputError
+from data_pipeline.errors import InputError, one_line
 from data_pipeline.variables import ENVIRONMENT
 from trainers import metrics, oracle
 
@@ -383,6 +383,7 @@ def _short(line: dict[str, Any]) -> str:
     return f"{line['data']:20} {line['model']:18} {line['seed']} " + (line.get("error") or "  ".join(numbers))
 
 
+@one_line
 def main() -> int:
     """Print one line a row; a wrong option is one line and exit code 2, a row that failed exit code 1."""
     if "--row" in sys.argv:
@@ -392,18 +393,14 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--table", default="", metavar="FILE", help="show results that --json printed, and do no more")
     given = parser.parse_args()
-    try:
-        if given.table:
-            print(generation_table.tables(generation_table.read(given.table)))
-            return 0
-        found = chosen(given)
-        for name in dict.fromkeys(row.name.split("/")[0] for row in found):  # made or refused before anything starts
-            data, _ = load(name, given)
-            print(f"{data.name}: {_sizes(data)}", file=sys.stderr, flush=True)
-        require_device(given.device)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if given.table:
+        print(generation_table.tables(generation_table.read(given.table)))
+        return 0
+    found = chosen(given)
+    for name in dict.fromkeys(row.name.split("/")[0] for row in found):  # made or refused before anything starts
+        data, _ = load(name, given)
+        print(f"{data.name}: {_sizes(data)}", file=sys.stderr, flush=True)
+    require_device(given.device)
     return int(any("error" in line for line in run(found, given, partial(print, flush=True))))
 
 

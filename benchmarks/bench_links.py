@@ -40,7 +40,7 @@ from benchmarks import link_tasks as tasks, rows
 from benchmarks.link_tasks import Edges, Network, Pairs, Split
 from benchmarks.live_tensors import LiveTensors
 from benchmarks.peers.link_models import GAE, GRAVITY, PUBLISHED, RULES, SOURCE_TARGET, VGAE, GraphAutoencoder
-from data_pipeline.errors import InputError
+from data_pipeline.errors import InputError, one_line
 from models.link_vae import LinkGraph, LinkVAE, LinkVAEConfig, link_terms, weighted_rows
 
 DATA = (*tasks.CITATIONS, "metabolic")
@@ -401,22 +401,19 @@ def _known(option: str, text: str, names: Sequence[str]) -> list[str]:
     return found
 
 
+@one_line
 def main() -> int:
     """Print one line a result; a wrong option or a missing file is one line and exit code 2."""
     given = parser().parse_args()
     torch.set_num_threads(1)  # the tensors are small: more threads are slower
     command = "./launch.sh bench links " + " ".join(a for a in sys.argv[1:] if a not in ("--public", given.public))
     facts = {"device": given.device, **rows.hardware(), "versions": rows.versions(), "command": command}
-    try:
-        for line in lines(given):
-            line = {k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}
-            if given.json:
-                print(json.dumps({"benchmark": "link_prediction", **line, **facts}), flush=True)
-            else:
-                print("  ".join(f"{k}={v}" for k, v in line.items() if k != "auc_ap_by_network"), flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for line in lines(given):
+        line = {k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}
+        if given.json:
+            print(json.dumps({"benchmark": "link_prediction", **line, **facts}), flush=True)
+        else:
+            print("  ".join(f"{k}={v}" for k, v in line.items() if k != "auc_ap_by_network"), flush=True)
     return 0
 
 

@@ -32,7 +32,7 @@ from benchmarks.peers import loaders
 from benchmarks.rows import Row
 from data_pipeline import build, shards
 from data_pipeline.batch import Batch
-from data_pipeline.errors import InputError
+from data_pipeline.errors import one_line
 from data_pipeline.stream import BatchStream, ShardSource
 
 BATCH = 16
@@ -210,25 +210,22 @@ def take(source: ShardSource, world: int, workers: int, steps: int, state: Any) 
     return [i for step in parts for batch in step for i in batch.sample_ids], streams[0].state_dict()
 
 
+@one_line
 def main() -> int:
     """Print one line a loader; a peer that is missing is one line and exit code 2."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of each row: a worker is one thread, and two of them share no core
     given = chosen()
-    try:
-        if "--help" not in sys.argv and "-h" not in sys.argv and "--row" not in sys.argv:
-            if given.data == str(Path(given.work) / f"planets-{PLANETS}"):
-                with redirect_stdout(sys.stderr):
-                    build.build(given.data, PLANETS, workers=os.cpu_count() or 1)  # at once when it is there
-            shards.load_manifest(given.data)
-            if given.exactly_once:
-                for line in exactly_once():
-                    print(json.dumps({**line, **rows.hardware(), "command": "./launch.sh bench stream --exactly-once"}))
-                return 0
-            loaders.use_peers()
-            prepare(given)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if "--help" not in sys.argv and "-h" not in sys.argv and "--row" not in sys.argv:
+        if given.data == str(Path(given.work) / f"planets-{PLANETS}"):
+            with redirect_stdout(sys.stderr):
+                build.build(given.data, PLANETS, workers=os.cpu_count() or 1)  # at once when it is there
+        shards.load_manifest(given.data)
+        if given.exactly_once:
+            for line in exactly_once():
+                print(json.dumps({**line, **rows.hardware(), "command": "./launch.sh bench stream --exactly-once"}))
+            return 0
+        loaders.use_peers()
+        prepare(given)
     found = [
         Row(f"{name}-{workers}", partial(measure, name, workers))
         for workers in map(int, given.workers.split(","))
