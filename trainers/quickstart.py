@@ -42,7 +42,7 @@ def stages(out: Path, planets: int, settings: Sequence[str] = ()) -> dict[str, l
         ],
         "evaluate": ["evaluate", str(out / "unified"), "--split", "test", *data],
         "generated": [
-            "generate", str(out / "unified"), "--planet", PLANET, "--count", "16", "--guided",
+            "generate", str(out / "unified"), "--planet", PLANET, "--count", "16", "--guided", "--distinct",
             "--out", str(out / "generated"),
         ],
     }  # fmt: skip
