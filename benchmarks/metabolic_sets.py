@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 
 from benchmarks.graph_sets import Graph, GraphSet
 from data_pipeline import assemble, build, climate, environment, habitat, reaction_db
+from data_pipeline.errors import InputError
 from data_pipeline.feasible_networks import feasible_networks
 from data_pipeline.flux_balance import ORGANIC_IDS
 from data_pipeline.order import generator
@@ -81,6 +82,16 @@ def load(name: str, planets: int = PLANETS, aside: int = ASIDE) -> tuple[GraphSe
         test=of("test"),
     )
     return graphs, strangers
+
+
+def only_with_known_organisms(data: GraphSet) -> None:
+    """Refuse a set for a guide that asks all organisms (trainers/oracle.preferences).
+
+    Raises:
+        InputError: The set keeps organisms for the test, or has none.
+    """
+    if data.name != "metabolic":
+        raise InputError(f"{data.name}: guided draws ask organisms that this set keeps for the test; use metabolic")
 
 
 def split(life: Life, aside: int) -> list[str]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from benchmarks import metabolic_sets
 from benchmarks.graph_sets import Graph, GraphSet
 from data_pipeline import reaction_db
 from data_pipeline.errors import InputError
@@ -67,8 +68,8 @@ class Ours:
             InputError: The nodes have no names, the conditions are no environments, or the guide knows the organisms
                 that training leaves out.
         """
-        if self.guided and data.name != "metabolic":
-            raise InputError(f"{data.name}: guided draws ask organisms that this set keeps for the test; use metabolic")
+        if self.guided:
+            metabolic_sets.only_with_known_organisms(data)
         self.conditioned = len(data.train[0].condition) > 0
         if not data.named or (self.conditioned and len(data.train[0].condition) != len(ENVIRONMENT)):
             raise InputError(f"{data.name}: ours draws named nodes, for environments; leave it out of --models here")

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from models import noise
 from models.graph_layers import FiLM, film
-from models.masking import reveal
 
 ABSENT, PRESENT, HIDDEN = 0, 1, 2
 LEAST_SHARE = 0.05  # that training hides
@@ -63,6 +62,23 @@ def sample(
         value = (noise.uniform(seed, 100 + step, place) < probability).long()
         state = torch.where(chosen, value, state)
     return state == PRESENT
+
+
+def reveal(entropy: Float[Tensor, "B K"], hidden: Bool[Tensor, "B K"], steps_left: int) -> Bool[Tensor, "B K"]:
+    """Choose which hidden states to decide now: the surest first, an equal share of the doubt in each step.
+
+    States revealed in one step are drawn independently of each other, so what a step may get wrong is bounded by the
+    entropy that it spends (compare Ben-Hamu et al. 2025). At least one state is chosen; all when `steps_left` is 1:
+    one-shot decoding.
+    """
+    if steps_left <= 1:
+        return hidden
+    cost = torch.where(hidden, entropy, torch.inf)
+    order = torch.argsort(cost, dim=1, stable=True)
+    spent = torch.where(hidden, entropy, 0.0).gather(1, order).cumsum(1)
+    chosen = spent <= spent[:, -1:] / steps_left
+    chosen[:, 0] = True
+    return torch.zeros_like(hidden).scatter(1, order, chosen) & hidden
 
 
 def _entropy(logits: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -321,8 +321,3 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
         return [d for n in names for d in differences(a.get(n), b.get(n), f"{path}.{n}" if path else n)]
     a, b = (list(v) if isinstance(v, tuple) else v for v in (a, b))
     return [] if a == b else [f"{path}: {a!r} != {b!r}"]
-
-
-def with_part(config: RunConfig, part: str) -> RunConfig:
-    """Return the config for another part."""
-    return replace(config, train=replace(config.train, part=part))  # type: ignore[arg-type]

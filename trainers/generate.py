@@ -196,7 +196,11 @@ def main(argv: list[str] | None = None) -> int:
         help=f"draw {ROUNDS} times as many; the known organisms that stand the conditions take turns to pick the one "
         "with which they make the most ATP",
     )
-    parser.add_argument("--distinct", action="store_true", help="of guided networks: pick each once")
+    parser.add_argument(
+        "--distinct",
+        action="store_true",
+        help="of guided networks: pick each once (a first draw that nobody replaces may repeat)",
+    )
     options = parser.parse_args(argv)
     report = generate(
         find_run(options.run),

@@ -93,7 +93,7 @@ def draw_guided(
     edges. What nobody picks a network for keeps its first draw.
 
     Args:
-        distinct: Each network of an environment is picked once.
+        distinct: Each network of an environment is picked once. First draws, in places that nobody fills, may repeat.
         processes: That judge; by default what oracle.most_atp chooses.
     """
     rounds = [draw(model, metabolites, environments, seed)]

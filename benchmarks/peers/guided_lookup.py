@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from benchmarks import metabolic_sets
 from benchmarks.graph_sets import Graph, GraphSet
 from benchmarks.metabolic_metrics import edges_of
-from data_pipeline.errors import InputError
 from trainers import oracle
 
 
@@ -27,8 +27,7 @@ class GuidedLookup:
         Raises:
             InputError: The guide knows the organisms that training leaves out.
         """
-        if data.name != "metabolic":
-            raise InputError(f"{data.name}: guided draws ask organisms that this set keeps for the test; use metabolic")
+        metabolic_sets.only_with_known_organisms(data)
         self.train = {edges_of(g, data.vocabulary): g for g in data.train}
 
     def sample(self, conditions: Float[np.ndarray, "n V"], seed: int) -> list[Graph]:

@@ -1,12 +1,11 @@
-"""What training hides and what sampling reveals."""
+"""What training hides and what sampling reveals; the states of pairs."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from models.edge_set import hidden_share
-from models.masking import reveal
+from models.edge_set import hidden_share, reveal
 from models.pair_states import BACKWARD, BOTH, FORWARD, NONE, flipped, pair_state
 
 
