@@ -23,7 +23,7 @@ from data_pipeline.collate import graph_batch
 from data_pipeline.variables import ENVIRONMENT, NODE_FEATURES
 from models.biochemistry import Chemistry
 from models.configs import GraphVAEConfig
-from models.graph_vae import GraphVAE, graph_terms
+from models.graph_vae import GraphVAE
 from models.unnamed_graphs import PAIRS, GrowthDecoder, draw, growth_nats, growth_order, ordered, patch_at
 
 SIZES = (50, 100, 200, 500)
@@ -101,7 +101,7 @@ def graph_vae(nodes: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
     environment, present = torch.zeros(1, len(ENVIRONMENT)), torch.ones(1, dtype=torch.bool)
 
     def train() -> None:
-        terms = graph_terms(model(graph, environment, present), graph, present)
+        terms = model(graph, environment, present).terms
         torch.stack([term.total for term in terms.values()]).sum().backward()
 
     return train, lambda: model.generate(environment, torch.Generator().manual_seed(0))

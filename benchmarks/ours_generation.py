@@ -22,6 +22,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.variables import ENVIRONMENT
 from models.biochemistry import Chemistry
 from models.configs import GraphVAEConfig
+from models.exemplars import note
 from models.graph_vae import Decoded, GraphVAE
 from trainers import metrics
 from trainers.networks import Network, draw, draw_guided
@@ -99,7 +100,7 @@ class Ours:
             torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
             optimizer.step()
             if self.remembers:
-                self.model.exemplars.remember(batch, self.model.origin(batch, of, present), noise_seed)
+                self.model.exemplars.remember(note(batch, self.model.origin(batch, of, present), noise_seed))
             step += 1
         self.model.eval()
 

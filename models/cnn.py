@@ -46,11 +46,12 @@ _THICKNESS_SCALE = 0.01  # relative error of the thickness of the column
 
 
 class ClimateOutput(NamedTuple):
-    """Latent of a climate, and the climate that the decoder makes of it on the coarse grid, both standardised."""
+    """Latent of a climate, what the decoder makes of it on the coarse grid (standardised), and what that costs."""
 
     latent: Float[Tensor, "B D"]
     reconstruction: Float[Tensor, "B C h w"]
     target: Float[Tensor, "B C h w"]
+    terms: dict[str, Term]  # of the loss, see `climate_terms`
 
 
 class ClimateCNN(nn.Module):
@@ -70,15 +71,16 @@ class ClimateCNN(nn.Module):
         self.up = ResidualBlock2d(width)
         self.to_fields = nn.Conv2d(width, fields, kernel_size=1)
 
-    def forward(self, climate: Float[Tensor, "B C H W"]) -> ClimateOutput:
-        """Encode and reconstruct cubes in physical units (variables.CLIMATE_FIELDS)."""
+    def forward(self, climate: Float[Tensor, "B C H W"], present: Bool[Tensor, " B"] | None = None) -> ClimateOutput:
+        """Encode and reconstruct cubes in physical units (variables.CLIMATE_FIELDS); all count where none is absent."""
         standardised = standardise_climate(climate)
         x = self.patches(standardised.to(self.patches.weight.dtype))
         x = self.coarse(self.down(self.fine(x)))
         latent = self.to_latent(F.silu(x).flatten(1))
         y = self.from_latent(latent).unflatten(1, (-1, *self.grid))
         y = self.up(F.interpolate(y, scale_factor=2.0, mode="nearest"))
-        return ClimateOutput(latent, self.to_fields(F.silu(y)), area_average(standardised))
+        rebuilt, target = self.to_fields(F.silu(y)), area_average(standardised)
+        return ClimateOutput(latent, rebuilt, target, climate_terms(rebuilt, target, present))
 
 
 class ResidualBlock2d(nn.Module):
@@ -143,18 +145,21 @@ def _global_mean(fields: Float[Tensor, "B h w"]) -> Float[Tensor, " B"]:
     return fields.mean(-1) @ area
 
 
-def climate_terms(output: ClimateOutput, present: Bool[Tensor, " B"]) -> dict[str, Term]:
+def climate_terms(
+    reconstruction: Float[Tensor, "B C h w"], target: Float[Tensor, "B C h w"], present: Bool[Tensor, " B"] | None
+) -> dict[str, Term]:
     """Return climate/recon, physics/energy_balance and physics/hydrostatic, each one number a present sample.
 
     climate/recon: squared error in standard deviations, area weighted.
     """
-    area = _row_area(output.target.device).view(-1, COARSE).sum(1) * (LATITUDES // COARSE)
-    error = (output.reconstruction.float() - output.target).square().mean((1, 3)) @ area / len(area)
-    rebuilt, given = restore_climate(output.reconstruction), restore_climate(output.target)
+    area = _row_area(target.device).view(-1, COARSE).sum(1) * (LATITUDES // COARSE)
+    error = (reconstruction.float() - target).square().mean((1, 3)) @ area / len(area)
+    rebuilt, given = restore_climate(reconstruction), restore_climate(target)
+    count = () if present is None else (present,)
     return {
-        "climate/recon": masked(error, present),
-        "physics/energy_balance": masked(energy_imbalance(rebuilt, given), present),
-        "physics/hydrostatic": masked(hydrostatic_violation(rebuilt, given), present),
+        "climate/recon": masked(error, *count),
+        "physics/energy_balance": masked(energy_imbalance(rebuilt, given), *count),
+        "physics/hydrostatic": masked(hydrostatic_violation(rebuilt, given), *count),
     }
 
 

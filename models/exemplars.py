@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from models import noise
@@ -13,6 +13,7 @@ from models.losses import gather_with_grad
 
 SHARPNESS = 30.0  # p(network | exemplar) falls by e for each thirtieth of Jaccard distance
 NOWHERE = -1e4  # logarithm of the share of what does not count
+_NOTED = 16  # bytes of a note that are not edges
 STEEPNESS = 4.0  # of the shares, for faster learning
 _HIDDEN = 128
 
@@ -107,21 +108,28 @@ class Exemplars(nn.Module):
         return self.read(self.edges[row].to(first.weight.dtype)) * usable[:, None]
 
     @torch.no_grad()
-    def remember(self, edges: Bool[Tensor, "B E"], origin: Int[Tensor, " B"], seed: Int[Tensor, " B"]) -> None:
+    def remember(self, notes: UInt8[Tensor, "B N"]) -> None:
         """Put the networks of a batch, of all ranks, in place of the oldest exemplars; empty ones do not stay.
 
         In the order of their seeds, so that ranks give what one process gives. One collective.
+
+        Args:
+            notes: What `note` returns.
         """
-        numbers = torch.stack([origin, seed], dim=1).view(torch.uint8)
-        whole = gather_with_grad(torch.cat([edges.view(torch.uint8), numbers], dim=1))
-        edges = whole[:, : edges.shape[1]].bool()
-        numbers = whole[:, edges.shape[1] :].clone(memory_format=torch.contiguous_format)
+        whole = gather_with_grad(notes)
+        edges = whole[:, :-_NOTED].bool()
+        numbers = whole[:, -_NOTED:].clone(memory_format=torch.contiguous_format)
         origin, seed = numbers.view(torch.int64).unbind(1)
         alive = edges.any(1)
         order = torch.argsort(torch.where(alive, seed, torch.iinfo(torch.int64).max))[: len(self.written)]
         where = (self.place + torch.arange(len(order), device=order.device)) % len(self.written)
         self.edges[where], self.origin[where], self.written[where] = edges[order], origin[order], alive[order]
         self.place.add_(alive[order].sum()).remainder_(len(self.written))
+
+
+def note(edges: Bool[Tensor, "B E"], origin: Int[Tensor, " B"], seed: Int[Tensor, " B"]) -> UInt8[Tensor, "B N"]:
+    """Return what exemplars are made of, as one row of bytes a network."""
+    return torch.cat([edges.view(torch.uint8), torch.stack([origin, seed], dim=1).view(torch.uint8)], dim=1)
 
 
 def draw(log_share: Float[Tensor, "B Q"], seed: Int[Tensor, " B"], stream: int) -> Int[Tensor, " B"]:

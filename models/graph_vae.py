@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from data_pipeline.batch import GraphBatch
@@ -14,7 +14,7 @@ from data_pipeline.errors import InputError
 from models import edge_set, noise
 from models.biochemistry import COMPOSITION, Chemistry
 from models.configs import GraphVAEConfig
-from models.exemplars import Exemplars, digest, draw
+from models.exemplars import Exemplars, digest, draw, note
 from models.graph_encoder import (
     ENVIRONMENT_FEATURES,
     EnvironmentEncoder,
@@ -33,22 +33,19 @@ _DRAW_STRIDE = 1 << 20  # noise of an edge does not depend on how many draws the
 
 
 class GraphVAEOutput(NamedTuple):
-    """The latent that the fusion reads, and what `graph_terms` needs (float32)."""
+    """What the fusion reads of networks, what they cost, and what is kept of them."""
 
     latent: Float[Tensor, "B Z"]  # 0 when the network is absent
-    edges: Bool[Tensor, "B E"]  # of the network, among those that are known
-    recon_logits: Float[Tensor, "B E"]  # what the latent alone says of them
-    edge_logits: Float[Tensor, "B R E"]  # in R draws of which edges are hidden
-    edge_weight: Float[Tensor, "B R E"]  # 1 / share hidden at hidden edges, else 0
-    kl_nats: Float[Tensor, " B"]  # information in the choice of the exemplar
+    terms: dict[str, Term]  # of the loss, see `graph_terms`
+    notes: UInt8[Tensor, "B N"]  # for `exemplars.remember`, which every rank calls in training
 
 
 class Decoded(NamedTuple):
-    """What the decoder says of the hidden edges of each network."""
+    """What the decoder says of the hidden edges of each network (float32)."""
 
-    logits: Float[Tensor, "B R E"]
+    logits: Float[Tensor, "B R E"]  # in R draws of which edges are hidden
     weight: Float[Tensor, "B R E"]  # 1 / share hidden at hidden edges, else 0
-    kl_nats: Float[Tensor, " B"]
+    kl_nats: Float[Tensor, " B"]  # information in the choice of the exemplar
 
 
 class GeneratedGraphs(NamedTuple):
@@ -108,6 +105,7 @@ class GraphVAE(nn.Module):
         environment: Float[Tensor, "B V"],
         environment_present: Bool[Tensor, " B"],
         noise_seed: Int[Tensor, " B"] | None = None,
+        present: Bool[Tensor, " B"] | None = None,
     ) -> GraphVAEOutput:
         """Encode the networks, and predict the hidden edges of each from the rest, an exemplar and its environment.
 
@@ -115,12 +113,14 @@ class GraphVAE(nn.Module):
             environment: Physical units, variables.ENVIRONMENT.
             environment_present: Where False, a learned vector stands in.
             noise_seed: One number a sample, from which its exemplar and its hidden edges are drawn; zeros by default.
+            present: Where False, a network adds nothing to the terms; all count by default.
         """
         seed = torch.zeros_like(graph.mask[:, 0], dtype=torch.long) if noise_seed is None else noise_seed
-        latent = self.encode(graph)
-        edges = self.edges(graph)
+        latent, edges = self.encode(graph), self.edges(graph)
         decoded = self.decode(edges, environment, environment_present, seed)
-        return GraphVAEOutput(latent, edges, self.recon(latent).float(), *decoded)
+        real = graph.mask if present is None else graph.mask & present[:, None]
+        terms = graph_terms(edges, self.recon(latent).float(), decoded, real)
+        return GraphVAEOutput(latent, terms, note(edges, self.origin(edges, environment, environment_present), seed))
 
     def encode(self, graph: GraphBatch) -> Float[Tensor, "B Z"]:
         """Return the latent that the fusion reads; the environment has no part in it."""
@@ -160,17 +160,6 @@ class GraphVAE(nn.Module):
         state = torch.where(hidden, edge_set.HIDDEN, edges.long()[:, None])
         condition = self.surroundings(features, present) + exemplar
         return Decoded(self.decoder(state, condition).float(), hidden / share, told.kl_nats)
-
-    def remember(
-        self,
-        graph: GraphBatch,
-        environment: Float[Tensor, "B V"],
-        present: Bool[Tensor, " B"],
-        seed: Int[Tensor, " B"],
-    ) -> None:
-        """Keep the networks of a training batch as exemplars; every rank must call it, outside of recorded graphs."""
-        edges = self.edges(graph)
-        self.exemplars.remember(edges, self.origin(edges, environment, present), seed)
 
     def origin(
         self, edges: Bool[Tensor, "B E"], environment: Float[Tensor, "B V"], present: Bool[Tensor, " B"]
@@ -262,27 +251,33 @@ class GraphVAE(nn.Module):
         )
 
 
-def graph_terms(output: GraphVAEOutput, graph: GraphBatch, present: Bool[Tensor, " B"]) -> dict[str, Term]:
-    """Return the loss terms in nats a metabolite; absent networks add 0 to sums and items.
+def graph_terms(
+    edges: Bool[Tensor, "B E"], recon_logits: Float[Tensor, "B E"], decoded: Decoded, real: Bool[Tensor, "B N"]
+) -> dict[str, Term]:
+    """Return the loss terms in nats a metabolite; networks without one add 0 to sums and items.
 
     graph/edges and graph/kl add up to the negative evidence bound with equal weights; graph/recon is the
     cross-entropy of all known edges, told from the latent alone.
+
+    Args:
+        edges: Of the networks, among those that are known.
+        recon_logits: What the latent alone says of them.
+        real: Which nodes are metabolites of a network that counts.
     """
-    real = graph.mask & present[:, None]
     nodes = real.sum().float()
     has_graph = real.any(1)
-    edges = output.edges.float()
+    truth = edges.float()
     hidden = F.binary_cross_entropy_with_logits(
-        output.edge_logits, edges[:, None].expand_as(output.edge_logits), reduction="none"
+        decoded.logits, truth[:, None].expand_as(decoded.logits), reduction="none"
     )
-    recon = F.binary_cross_entropy_with_logits(output.recon_logits, edges, reduction="none").sum(1)
+    recon = F.binary_cross_entropy_with_logits(recon_logits, truth, reduction="none").sum(1)
 
     def per_node(nats: Tensor) -> Term:
         return Term(torch.where(has_graph, nats, 0.0).sum().float(), nodes)
 
     return {
-        "graph/edges": per_node((hidden * output.edge_weight).sum(2).mean(1)),
-        "graph/kl": per_node(output.kl_nats),
+        "graph/edges": per_node((hidden * decoded.weight).sum(2).mean(1)),
+        "graph/kl": per_node(decoded.kl_nats),
         "graph/recon": per_node(recon),
     }
 

@@ -66,11 +66,11 @@ def weighted_total(
     packed = torch.cat([items, totals.detach(), items.new_ones(1)])
     reduced = packed if reduce_items is None else reduce_items(packed)
     global_items, global_totals, world = reduced[: len(names)], reduced[len(names) : -1], reduced[-1]
-    share = torch.where(global_items > 0, 1.0 / torch.where(global_items > 0, global_items, 1.0), 0.0)
+    share = torch.where(global_items > 0, 1.0 / global_items, 0.0)
     weight = _on_device(tuple(weights[n] for n in names), totals.device)
     means = global_totals * share
-    loss = (weight * totals * share).sum() * world
-    return WeightedTotal(loss, dict(zip(names, means, strict=True)) | {"loss": (weight * means).sum()})
+    loss = totals @ (weight * share * world)
+    return WeightedTotal(loss, dict(zip(names, means, strict=True)) | {"loss": weight @ means})
 
 
 @lru_cache(maxsize=8)

@@ -26,18 +26,18 @@ from data_pipeline.variables import ENVIRONMENT, PLANET, standardise
 from models import noise
 from models.aside import arrived, aside
 from models.biochemistry import Chemistry
-from models.cnn import ClimateCNN, ClimateOutput, climate_terms
+from models.cnn import ClimateCNN, ClimateOutput
 from models.configs import ModelConfig
 from models.consistency import Consistency, foretelling_error, info_nce, network_key
 from models.fused_decoder import FusedDecoder
 from models.fusion import Fusion, FusionOutput, ModalityTokens, NumberEncoder, Tokeniser
-from models.graph_vae import GraphVAE, graph_terms
+from models.graph_vae import GraphVAE
 from models.language import LanguageModel, LanguageOutput, load_causal
 from models.losses import Term, masked
 from models.peft_decoder import PeftDecoder
-from models.spectrum import SpectrumAutoencoder, SpectrumOutput, spectrum_terms
+from models.spectrum import SpectrumAutoencoder, SpectrumOutput
 
-_NOISE_STREAM, _TEXT_STREAM = 9_001, 9_002  # of models.noise; the graph VAE has its own
+_TEXT_STREAM = 9_002  # of models.noise; networks have their own
 _BESIDE_TEXT = tuple(m for m in MODALITIES if m != "text")  # what the prefix of the language model is made of
 
 
@@ -77,12 +77,13 @@ class GraphVAEObjective(nn.Module):
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Return the graph/ terms."""
         seeds = self.counter.seeds(batch.sample_ids)
-        given = batch.environment, batch.present[:, ENVIRONMENT_VECTOR], seeds
-        output = self.graph_vae(batch.graph, *given)
+        present = batch.present
+        output = self.graph_vae(
+            batch.graph, batch.environment, present[:, ENVIRONMENT_VECTOR], seeds, present[:, GRAPH]
+        )
         if self.training:
-            self.graph_vae.remember(batch.graph, *given)
-        terms = graph_terms(output, batch.graph, batch.present[:, GRAPH])
-        return ObjectiveOutput(terms, {"graph_latent": output.latent.detach()})
+            self.graph_vae.exemplars.remember(output.notes)
+        return ObjectiveOutput(output.terms, {"graph_latent": output.latent.detach()})
 
     def leaf_modules(self) -> list[nn.Module]:
         """Return the modules that ZeRO-3 should gather whole."""
@@ -101,10 +102,9 @@ class CNNObjective(nn.Module):
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Return climate/recon, spectrum/recon and the physics/ terms."""
         seeds = self.counter.seeds(batch.sample_ids)
-        climate = self.climate(batch.climate)
-        ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
-        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm, batch.spectrum.star_temperature_k)
-        return ObjectiveOutput(_cnn_terms(batch, ppm, climate, spectrum), _cnn_outputs(climate, spectrum))
+        climate = self.climate(batch.climate, batch.present[:, CLIMATE])
+        spectrum = self.spectrum(batch.spectrum, batch.present[:, SPECTRUM], seeds if self.training else None)
+        return ObjectiveOutput(climate.terms | spectrum.terms, _cnn_outputs(climate, spectrum))
 
     def leaf_modules(self) -> list[nn.Module]:
         """Return the modules that ZeRO-3 should gather whole."""
@@ -186,13 +186,11 @@ class UnifiedObjective(nn.Module):
             beside = _beside_text(visible).repeat_interleave(self.tokens_per_modality, dim=1)
             plan = self.language.plan(text, beside)
             used += [seeds, present, visible, text, beside, plan]
-        ppm = observed_again(batch, seeds) if self.training else batch.spectrum.ppm
         planet, environment = standardise(batch.planet, PLANET), standardise(batch.environment, ENVIRONMENT)
 
-        climate = self.climate(batch.climate)
-        spectrum = self.spectrum(ppm, batch.spectrum.error_ppm, batch.spectrum.star_temperature_k)
-        has_environment = present[:, ENVIRONMENT_VECTOR]
-        graph = self.graph_vae(batch.graph, batch.environment, has_environment, seeds)
+        climate = self.climate(batch.climate, present[:, CLIMATE])
+        spectrum = self.spectrum(batch.spectrum, present[:, SPECTRUM], seeds if self.training else None)
+        graph = self.graph_vae(batch.graph, batch.environment, present[:, ENVIRONMENT_VECTOR], seeds, present[:, GRAPH])
         latents = {
             "climate": climate.latent,
             "spectrum": spectrum.latent,
@@ -203,7 +201,7 @@ class UnifiedObjective(nn.Module):
         beside_text = self.tokeniser(*(latents[m] for m in _BESIDE_TEXT))
         language = self.language(text, beside_text.tokens.flatten(1, 2), beside, plan)
         if self.training:  # the host does not wait for it here: the device has the language model to do
-            self.graph_vae.remember(batch.graph, batch.environment, has_environment, seeds)
+            self.graph_vae.exemplars.remember(graph.notes)
         latents["text"] = language.latent
         fused, by_text = self._fuse(beside_text, language.latent, visible, only_text(present))
         agreed = self.consistency(latents, fused.latent)
@@ -223,8 +221,9 @@ class UnifiedObjective(nn.Module):
         terms = {
             "habitability/bce": masked(bce, present.any(1)),
             "habitability/text_bce": masked(bce_by_text, present[:, TEXT]),
-            **graph_terms(graph, batch.graph, present[:, GRAPH]),
-            **_cnn_terms(batch, ppm, climate, spectrum),
+            **graph.terms,
+            **climate.terms,
+            **spectrum.terms,
             **_text_terms(language),
             "consistency/info_nce": masked(nats, valid),
             "consistency/cross_recon": masked(errors, known),
@@ -276,9 +275,7 @@ class UnifiedObjective(nn.Module):
         """
         latents = {
             "climate": self.climate(batch.climate).latent,
-            "spectrum": self.spectrum(
-                batch.spectrum.ppm, batch.spectrum.error_ppm, batch.spectrum.star_temperature_k
-            ).latent,
+            "spectrum": self.spectrum(batch.spectrum).latent,
             "graph": self.graph_vae(batch.graph, batch.environment, batch.visible[:, ENVIRONMENT_VECTOR]).latent,
             "planet": self.planet(standardise(batch.planet, PLANET)),
             "environment": self.environment(standardise(batch.environment, ENVIRONMENT)),
@@ -296,13 +293,6 @@ class UnifiedObjective(nn.Module):
             self.graph_vae, self.climate, self.spectrum, self.planet, self.environment, self.language.reader,
             self.tokeniser, self.text_tokeniser, self.fusion, self.consistency,
         ]  # fmt: skip
-
-
-def observed_again(batch: Batch, seeds: Int[Tensor, " B"]) -> Float[Tensor, "B O S"]:
-    """Observe the noiseless spectra once more with the same errors: in training every step sees other noise."""
-    spectrum = batch.spectrum
-    place = torch.arange(spectrum.ppm[0].numel(), device=seeds.device).view(1, *spectrum.ppm.shape[1:])
-    return spectrum.clean_ppm + spectrum.error_ppm * noise.normal(seeds, _NOISE_STREAM, place).to(spectrum.ppm.dtype)
 
 
 def _beside_text(visible: Bool[Tensor, "B Q"]) -> Bool[Tensor, "B P"]:
@@ -349,14 +339,6 @@ def _hashed(sample_ids: tuple[str, ...], device: torch.device) -> Int[Tensor, " 
     """Return a number for each sample; on a GPU without waiting for it."""
     numbers = torch.tensor([zlib.crc32(i.encode()) for i in sample_ids])
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
-
-
-def _cnn_terms(batch: Batch, ppm: Tensor, climate: ClimateOutput, spectrum: SpectrumOutput) -> dict[str, Term]:
-    given = batch.spectrum
-    return {
-        **climate_terms(climate, batch.present[:, CLIMATE]),
-        **spectrum_terms(spectrum, ppm, given.error_ppm, given.clean_ppm, batch.present[:, SPECTRUM]),
-    }
 
 
 def _cnn_outputs(climate: ClimateOutput, spectrum: SpectrumOutput) -> dict[str, Tensor]:

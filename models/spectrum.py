@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from data_pipeline.batch import SpectrumBatch
 from data_pipeline.variables import OBSERVABLES, SPECTRAL_BINS, WAVELENGTH_UM
+from models import noise
 from models.configs import SpectrumConfig
 from models.losses import Term, masked
 
@@ -18,15 +20,17 @@ _CHANNELS = 9
 _C2_UM_K = 14387.77  # second radiation constant
 _REFERENCE_K = 280.0  # a black body like this glows at 1 in the channels of surface brightness
 _THERMAL_UM = 4.0  # below, a day side shines by reflected light
+_NOISE_STREAM = 9_001  # of models.noise
 _STRIDES = 3  # halvings of the wavelength axis: 128 bins -> 16 places
 
 
 class SpectrumOutput(NamedTuple):
-    """Latent of a spectrum and what the decoder makes of it, in asinh of units of the error and in ppm."""
+    """Latent of a spectrum, what the decoder makes of it in asinh of units of the error and in ppm, what that costs."""
 
     latent: Float[Tensor, "B D"]
     reconstruction: Float[Tensor, "B O S"]
     reconstruction_ppm: Float[Tensor, "B O S"]
+    terms: dict[str, Term]  # of the loss, see `spectrum_terms`
 
 
 class SpectrumAutoencoder(nn.Module):
@@ -45,11 +49,19 @@ class SpectrumAutoencoder(nn.Module):
         self.places = places
 
     def forward(
-        self, ppm: Float[Tensor, "B O S"], error_ppm: Float[Tensor, "B O S"], star_temperature_k: Float[Tensor, " B"]
-    ) -> SpectrumOutput:
-        """Encode observed spectra and denoise them; an absent one (all zeros) gives finite numbers."""
-        error_ppm = _safe(error_ppm)
-        x = self.stem(spectral_channels(ppm, error_ppm, star_temperature_k).to(self.stem.weight.dtype))
+        self, given: SpectrumBatch, present: Bool[Tensor, " B"] | None = None,
+        noise_seed: Int[Tensor, " B"] | None = None,
+    ) -> SpectrumOutput:  # fmt: skip
+        """Encode observed spectra and denoise them; an absent one (all zeros) gives finite numbers.
+
+        Args:
+            given: What was observed.
+            present: Where False, a spectrum adds nothing to the terms; all count by default.
+            noise_seed: One number a sample, with which it is observed anew; as it was by default.
+        """
+        ppm = given.ppm if noise_seed is None else observed_again(given, noise_seed)
+        error_ppm = _safe(given.error_ppm)
+        x = self.stem(spectral_channels(ppm, error_ppm, given.star_temperature_k).to(self.stem.weight.dtype))
         x = self.blocks[0](x)
         for halve, block in zip(self.halve, self.blocks[1:], strict=True):
             x = block(halve(x))
@@ -58,7 +70,8 @@ class SpectrumAutoencoder(nn.Module):
         for block in self.up_blocks:
             y = block(F.interpolate(y, scale_factor=2.0, mode="nearest"))
         reconstruction = self.to_bins(F.silu(y)).float()
-        return SpectrumOutput(latent, reconstruction, from_error_units(reconstruction, ppm, error_ppm))
+        terms = spectrum_terms(reconstruction, ppm, error_ppm, given.clean_ppm, present)
+        return SpectrumOutput(latent, reconstruction, from_error_units(reconstruction, ppm, error_ppm), terms)
 
 
 class ResidualBlock1d(nn.Module):
@@ -135,17 +148,23 @@ def from_error_units(
     return continuum(ppm, error_ppm) + _safe(error_ppm) * torch.sinh(values.float().clamp(-15.0, 15.0))
 
 
+def observed_again(given: SpectrumBatch, seeds: Int[Tensor, " B"]) -> Float[Tensor, "B O S"]:
+    """Observe the noiseless spectra once more with the same errors: in training every step sees other noise."""
+    place = torch.arange(given.ppm[0].numel(), device=seeds.device).view(1, *given.ppm.shape[1:])
+    return given.clean_ppm + given.error_ppm * noise.normal(seeds, _NOISE_STREAM, place).to(given.ppm.dtype)
+
+
 def spectrum_terms(
-    output: SpectrumOutput,
+    reconstruction: Float[Tensor, "B O S"],
     ppm: Float[Tensor, "B O S"],
     error_ppm: Float[Tensor, "B O S"],
     clean_ppm: Float[Tensor, "B O S"],
-    present: Bool[Tensor, " B"],
+    present: Bool[Tensor, " B"] | None,
 ) -> dict[str, Term]:
     """Return spectrum/recon: smooth L1 to the noiseless spectrum in asinh of error units, a mean over bins."""
     target = to_error_units(clean_ppm, ppm, error_ppm)
-    error = F.smooth_l1_loss(output.reconstruction, target, reduction="none").mean((1, 2))
-    return {"spectrum/recon": masked(error, present)}
+    error = F.smooth_l1_loss(reconstruction, target, reduction="none").mean((1, 2))
+    return {"spectrum/recon": masked(error, *(() if present is None else (present,)))}
 
 
 def _safe(error_ppm: Tensor) -> Tensor:

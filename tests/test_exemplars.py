@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.exemplars import STEEPNESS, Exemplars, digest, draw
+from models.exemplars import STEEPNESS, Exemplars, digest, draw, note
 
 FEATURES, WIDTH = 3, 8
 PAIRS = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4], [4, 5], [5, 6]])
@@ -25,21 +25,21 @@ def queue(size: int = 4) -> Exemplars:
 
 def filled() -> Exemplars:
     exemplars = queue(3)
-    exemplars.remember(edges("xxx...", "...xxx", "xx...."), torch.tensor([7, 8, 9]), torch.arange(3))
+    exemplars.remember(note(edges("xxx...", "...xxx", "xx...."), torch.tensor([7, 8, 9]), torch.arange(3)))
     return exemplars
 
 
 def test_the_newest_networks_stay_in_the_order_of_their_seeds_and_empty_ones_do_not() -> None:
     exemplars = queue(3)
-    exemplars.remember(edges("x.....", "......", ".x...."), torch.tensor([1, 2, 3]), torch.tensor([20, 0, 10]))
+    exemplars.remember(note(edges("x.....", "......", ".x...."), torch.tensor([1, 2, 3]), torch.tensor([20, 0, 10])))
     assert exemplars.written.tolist() == [True, True, False] and exemplars.origin.tolist()[:2] == [3, 1]
-    exemplars.remember(edges("..x...", "...x.."), torch.tensor([4, 5]), torch.tensor([0, 1]))
+    exemplars.remember(note(edges("..x...", "...x.."), torch.tensor([4, 5]), torch.tensor([0, 1])))
     assert exemplars.origin.tolist() == [5, 1, 4] and exemplars.written.all()
 
 
 def test_a_batch_larger_than_the_queue_fills_it_once() -> None:
     exemplars = queue(2)
-    exemplars.remember(edges(*["x....."] * 5), torch.arange(5), torch.arange(5))
+    exemplars.remember(note(edges(*["x....."] * 5), torch.arange(5), torch.arange(5)))
     assert sorted(exemplars.origin.tolist()) == [0, 1] and exemplars.written.all()
 
 

@@ -9,11 +9,22 @@ from torch import Tensor, nn
 from models.objectives import build_objective
 from trainers import optim
 from trainers.config import OptimConfig
-from trainers.flat import flatten, remember_parameters, take_apart
+from trainers.flat import flatten, only_holders, remember, take_apart
 
 
-def pair() -> nn.Sequential:
-    module = nn.Sequential(nn.Linear(2, 1), nn.LayerNorm(1))
+class Pair(nn.Module):
+    """Two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 1), nn.LayerNorm(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+def pair() -> Pair:
+    module = Pair()
     with torch.no_grad():
         for parameter, values in zip(module.parameters(), ([[1.0, 2.0]], [3.0], [4.0], [5.0]), strict=True):
             parameter.copy_(torch.tensor(values))
@@ -24,14 +35,14 @@ def test_matrices_lie_in_one_tensor_and_vectors_in_another() -> None:
     module = pair()
     matrices, vectors = flatten(module, "net")
     assert matrices.parameter.tolist() == [[1.0, 2.0]] and vectors.parameter.tolist() == [3.0, 4.0, 5.0]
-    assert [slot.name for slot in vectors.slots] == ["net.0.bias", "net.1.weight", "net.1.bias"]
-    assert [n for n, _ in module.named_parameters()] == ["flat_matrices_float32", "flat_vectors_float32"]
+    assert [slot.name for slot in vectors.slots] == ["net.a.bias", "net.b.weight", "net.b.bias"]
+    assert [n for n, _ in module.named_parameters()] == ["flat.matrices_float32", "flat.vectors_float32"]
 
 
 def test_values_are_taken_apart_by_name_and_shape() -> None:
     matrices, vectors = flatten(pair(), "net")
-    assert take_apart(matrices, torch.tensor([7.0, 8.0]))["net.0.weight"].tolist() == [[7.0, 8.0]]
-    assert take_apart(vectors, torch.tensor([7.0, 8.0, 9.0]))["net.1.bias"].tolist() == [9.0]
+    assert take_apart(matrices, torch.tensor([7.0, 8.0]))["net.a.weight"].tolist() == [[7.0, 8.0]]
+    assert take_apart(vectors, torch.tensor([7.0, 8.0, 9.0]))["net.b.bias"].tolist() == [9.0]
 
 
 def test_weight_decay_still_tells_matrices_from_vectors() -> None:
@@ -43,10 +54,10 @@ def test_weight_decay_still_tells_matrices_from_vectors() -> None:
 
 def test_a_frozen_parameter_stays_where_it_is() -> None:
     module = pair()
-    module[1].requires_grad_(False)
+    module.b.requires_grad_(False)
     matrices, vectors = flatten(module, "net")
     assert (matrices.parameter.numel(), vectors.parameter.numel()) == (2, 1)
-    assert isinstance(module[1].weight, nn.Parameter)
+    assert isinstance(module.b.weight, nn.Parameter)
 
 
 def test_outputs_and_gradients_are_those_of_the_network_before() -> None:
@@ -73,7 +84,7 @@ def test_the_backward_hook_of_the_module_finds_complete_gradients_although_no_in
     """DeepSpeed reduces in that hook: an incomplete gradient would be lost."""
     module, seen = pair(), []
     flats = flatten(module, "net")
-    module.register_full_backward_hook(lambda *_: seen.append([f.parameter.grad is not None for f in flats]))
+    module.flat.register_full_backward_hook(lambda *_: seen.append([f.parameter.grad is not None for f in flats]))
     output = module(torch.ones(3, 2))
     output.sum().backward()
     assert seen == [[True, True]]
@@ -83,13 +94,23 @@ def test_no_view_outlives_the_forward_pass() -> None:
     module = pair()
     flatten(module, "net")
     module(torch.ones(3, 2))
-    assert module[0].weight is None and "bias=False" in repr(module)
+    assert module.a.weight is None and "bias=False" in repr(module)
 
 
-def test_parameters_are_named_without_a_walk_and_as_before() -> None:
+def test_in_the_place_of_a_network_deepspeed_finds_its_flat_parameters_alone() -> None:
+    root = nn.ModuleDict({"net": pair(), "other": nn.Linear(1, 1)})
+    flatten(root["net"], "net")
+    before = list(root.modules())
+    with only_holders(root):
+        assert list(root.modules()) == [root, before[1].flat, before[-1]]
+    assert list(root.modules()) == before
+
+
+def test_parameters_and_modules_are_named_without_a_walk_and_as_before() -> None:
     module = nn.ModuleDict({"net": pair(), "other": nn.Linear(1, 1)})
     before = [name for name, _ in module.named_parameters(prefix="all")]
-    remember_parameters(module)
-    assert [name for name, _ in module.named_parameters(prefix="all")] == before
+    modules = list(module.modules())
+    remember(module)
+    assert [name for name, _ in module.named_parameters(prefix="all")] == before and list(module.modules()) == modules
     assert list(module.named_parameters(recurse=False)) == []
     assert sum(1 for _ in module.parameters()) == 6

@@ -11,7 +11,7 @@ from data_pipeline.errors import InputError
 from data_pipeline.variables import ENVIRONMENT, ENVIRONMENT_NAMES
 from models.biochemistry import Chemistry
 from models.configs import GraphVAEConfig
-from models.graph_vae import GraphVAE, GraphVAEOutput, graph_terms
+from models.graph_vae import Decoded, GraphVAE, GraphVAEOutput, graph_terms
 from models.losses import Term
 
 # Three ways to use glucose or lactate, in BiGG names: mixed-acid fermentation, lactate respiration, homolactic.
@@ -77,13 +77,6 @@ def run(vae: GraphVAE, networks: list[int], nodes: int = 8, seeds: list[int] | N
     return vae(batch_of(networks, nodes), environments(networks), everywhere, seed)
 
 
-def terms_of(output: GraphVAEOutput, networks: list[int], nodes: int = 8, absent: int | None = None) -> dict[str, Term]:
-    present = torch.ones(len(networks), dtype=torch.bool)
-    if absent is not None:
-        present[absent] = False
-    return graph_terms(output, batch_of(networks, nodes), present)
-
-
 def assert_terms_close(a: dict[str, Term], b: dict[str, Term]) -> None:
     assert set(a) == set(b)
     for name in a:
@@ -101,9 +94,9 @@ def trained() -> GraphVAE:
     environment[:, 0] += torch.arange(18) // 6
     for step in range(250):
         seeds = 100 * step + torch.arange(18)
-        terms = graph_terms(vae(graph, environment, everywhere, seeds), graph, everywhere)
-        vae.remember(graph, environment, everywhere, seeds)
-        loss = sum((term.total / term.items for term in terms.values()), torch.zeros(()))
+        output = vae(graph, environment, everywhere, seeds)
+        vae.exemplars.remember(output.notes)
+        loss = sum((term.total / term.items for term in output.terms.values()), torch.zeros(()))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -113,15 +106,14 @@ def trained() -> GraphVAE:
 def test_padding_metabolites_changes_no_loss_term() -> None:
     vae = model()
     small, large = run(vae, [0, 1]), run(vae, [0, 1], nodes=24)
-    assert_terms_close(terms_of(small, [0, 1]), terms_of(large, [0, 1], nodes=24))
+    assert_terms_close(small.terms, large.terms)
     assert torch.allclose(small.latent, large.latent, atol=1e-5)
 
 
 def test_two_half_batches_add_up_to_the_whole() -> None:
     vae = model()
-    whole = terms_of(run(vae, [0, 1, 2, 0]), [0, 1, 2, 0])
-    first = terms_of(run(vae, [0, 1], seeds=[0, 1]), [0, 1])
-    second = terms_of(run(vae, [2, 0], seeds=[2, 3]), [2, 0])
+    whole = run(vae, [0, 1, 2, 0]).terms
+    first, second = run(vae, [0, 1], seeds=[0, 1]).terms, run(vae, [2, 0], seeds=[2, 3]).terms
     assert_terms_close(
         whole, {n: Term(first[n].total + second[n].total, first[n].items + second[n].items) for n in whole}
     )
@@ -129,16 +121,21 @@ def test_two_half_batches_add_up_to_the_whole() -> None:
 
 def test_an_absent_network_adds_nothing_and_has_a_zero_latent() -> None:
     vae = model()
-    alone = terms_of(run(vae, [0]), [0])
+    alone = run(vae, [0]).terms
     graph, environment = batch_of([0, 1]), environments([0, 1])
     for part in fields(graph):
         getattr(graph, part.name)[1] = 0
     environment[1] = 0.0
     present = torch.tensor([True, False])
-    output = vae(graph, environment, present, torch.tensor([0, 1]))
-    assert_terms_close(alone, graph_terms(output, graph, present))
+    output = vae(graph, environment, present, torch.tensor([0, 1]), present)
+    assert_terms_close(alone, output.terms)
     assert output.latent[1].abs().sum() == 0.0
-    assert all(field.isfinite().all() for field in output)
+
+
+def test_a_network_that_does_not_count_adds_nothing_to_the_terms() -> None:
+    vae, everywhere, seeds = model(), torch.ones(2, dtype=torch.bool), torch.arange(2)
+    output = vae(batch_of([0, 1]), environments([0, 1]), everywhere, seeds, torch.tensor([True, False]))
+    assert_terms_close(run(vae, [0]).terms, output.terms)
 
 
 def test_a_batch_without_networks_gives_finite_gradients_to_every_parameter() -> None:
@@ -147,8 +144,8 @@ def test_a_batch_without_networks_gives_finite_gradients_to_every_parameter() ->
     for part in fields(graph):
         getattr(graph, part.name)[:] = 0
     absent = torch.zeros(2, dtype=torch.bool)
-    output = vae(graph, torch.zeros(2, len(ENVIRONMENT)), absent)
-    terms = graph_terms(output, graph, absent)
+    output = vae(graph, torch.zeros(2, len(ENVIRONMENT)), absent, present=absent)
+    terms = output.terms
     (sum((t.total for t in terms.values()), torch.zeros(())) + output.latent.sum()).backward()
     assert all(t.total.item() == 0.0 and t.items.item() == 0.0 for t in terms.values())
     assert [n for n, p in vae.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
@@ -175,24 +172,29 @@ def test_reversing_an_edge_changes_the_latent() -> None:
 
 
 def test_a_false_edge_costs_as_a_missing_one_does_in_nats_a_metabolite() -> None:
-    output = run(model(), [2])
-    right = torch.where(output.edges, 30.0, -30.0)[:, None].expand_as(output.edge_logits).clone()
-    sure = output._replace(edge_logits=right, edge_weight=torch.ones_like(right), recon_logits=right[:, 0])
-    assert terms_of(sure, [2])["graph/edges"].total.item() == pytest.approx(0.0, abs=1e-4)
-    for edge in (int((~output.edges[0]).nonzero()[0]), int(output.edges[0].nonzero()[0])):
+    graph = batch_of([2])
+    edges = model().edges(graph)
+    right = torch.where(edges, 30.0, -30.0)[:, None]
+
+    def terms(logits: Tensor) -> dict[str, Term]:
+        decoded = Decoded(logits, torch.ones_like(logits), torch.zeros(1))
+        return graph_terms(edges, logits[:, 0], decoded, graph.mask)
+
+    assert terms(right)["graph/edges"].total.item() == pytest.approx(0.0, abs=1e-4)
+    for edge in (int((~edges[0]).nonzero()[0]), int(edges[0].nonzero()[0])):
         wrong = right.clone()
         wrong[:, :, edge] *= -1
-        terms = terms_of(sure._replace(edge_logits=wrong, recon_logits=wrong[:, 0]), [2])
-        assert terms["graph/edges"].total.item() == pytest.approx(30.0, abs=1e-3)
-        assert terms["graph/recon"].total.item() == pytest.approx(30.0, abs=1e-3)
-        assert terms["graph/edges"].items.item() == 5
+        assert terms(wrong)["graph/edges"].total.item() == pytest.approx(30.0, abs=1e-3)
+        assert terms(wrong)["graph/recon"].total.item() == pytest.approx(30.0, abs=1e-3)
+        assert terms(wrong)["graph/edges"].items.item() == 5
 
 
 def test_the_loss_of_hidden_edges_estimates_that_of_a_whole_network() -> None:
     """Hidden edges weigh 1 / share hidden, so that on average each counts once, however many are hidden."""
-    vae = model(draws=1)
-    output = run(vae, [0] * 400)
-    assert output.edge_weight.sum(2).mean().item() == pytest.approx(len(EDGES), rel=0.05)
+    vae, networks = model(draws=1), [0] * 400
+    given = environments(networks), torch.ones(400, dtype=torch.bool), torch.arange(400)
+    weight = vae.decode(vae.edges(batch_of(networks)), *given).weight
+    assert weight.sum(2).mean().item() == pytest.approx(len(EDGES), rel=0.05)
 
 
 def test_directions_are_edges_of_their_own() -> None:
@@ -216,18 +218,21 @@ def test_too_many_possible_edges_are_refused() -> None:
 def test_exemplars_of_other_environments_count_in_the_divergence() -> None:
     vae = model()
     everywhere, seeds = torch.ones(3, dtype=torch.bool), torch.arange(3)
-    given = batch_of([0, 1, 2]), environments([0, 1, 2]), everywhere, seeds
-    assert not vae(*given).kl_nats.any()  # nothing is remembered yet
-    vae.remember(*given)
+    graph = batch_of([0, 1, 2])
+    given = environments([0, 1, 2]), everywhere, seeds
+    assert not vae.decode(vae.edges(graph), *given).kl_nats.any()  # nothing is remembered yet
+    vae.exemplars.remember(vae(graph, *given).notes)
     assert vae.exemplars.written.sum() == 3
-    kl_nats = vae(*given).kl_nats  # the two on glucose have one exemplar to choose from, that on lactate has two
+    kl_nats = vae.decode(
+        vae.edges(graph), *given
+    ).kl_nats  # the two on glucose have one exemplar to choose from, that on lactate has two
     assert kl_nats[1] > 0 and kl_nats[[0, 2]].tolist() == pytest.approx([0, 0], abs=1e-6)
 
 
 def test_bfloat16_parameters_give_float32_terms() -> None:
     output = run(model().to(torch.bfloat16), [0, 1])
     assert output.latent.dtype == torch.bfloat16
-    assert all(t.total.dtype == torch.float32 and t.total.isfinite() for t in terms_of(output, [0, 1]).values())
+    assert all(t.total.dtype == torch.float32 and t.total.isfinite() for t in output.terms.values())
 
 
 def test_generated_networks_are_the_same_for_the_same_generator_and_batch_mates_do_not_matter(

@@ -7,15 +7,16 @@ import math
 import pytest
 import torch
 
+from data_pipeline.batch import SpectrumBatch
 from data_pipeline.variables import OBSERVABLES, SPECTRAL_BINS, WAVELENGTH_UM
 from models.configs import SpectrumConfig
 from models.spectrum import (
     ECLIPSE,
     TRANSIT,
     SpectrumAutoencoder,
-    SpectrumOutput,
     continuum,
     from_error_units,
+    observed_again,
     relative_brightness,
     spectral_channels,
     spectrum_terms,
@@ -30,6 +31,11 @@ def flat(transit_ppm: float, eclipse_ppm: float, error_ppm: float) -> tuple[torc
     ppm = torch.empty(SHAPE)
     ppm[:, TRANSIT], ppm[:, ECLIPSE] = transit_ppm, eclipse_ppm
     return ppm, torch.full(SHAPE, error_ppm)
+
+
+def batch(ppm: torch.Tensor, error: torch.Tensor, clean: torch.Tensor) -> SpectrumBatch:
+    star = STAR_K.expand(len(ppm))
+    return SpectrumBatch(ppm=ppm, error_ppm=error, clean_ppm=clean, star_temperature_k=star)
 
 
 def test_the_continuum_is_the_weighted_mean_of_the_transit_and_zero_for_the_eclipse() -> None:
@@ -75,15 +81,22 @@ def test_giving_back_the_clean_spectrum_costs_nothing_and_one_error_too_much_hal
     right = to_error_units(clean, ppm, error)
     present = torch.tensor([True])
     for offset, cost in ((0.0, 0.0), (1.0, 0.5)):
-        output = SpectrumOutput(torch.zeros(1, 4), right + offset, ppm)
-        assert spectrum_terms(output, ppm, error, clean, present)["spectrum/recon"].total.item() == pytest.approx(cost)
+        terms = spectrum_terms(right + offset, ppm, error, clean, present)
+        assert terms["spectrum/recon"].total.item() == pytest.approx(cost)
+
+
+def test_spectra_observed_again_scatter_by_their_error_around_the_truth() -> None:
+    ones = torch.ones(4, *SHAPE[1:])
+    again = observed_again(batch(ones, 0.1 * ones, 5 * ones), torch.arange(4))
+    assert again.mean().item() == pytest.approx(5.0, abs=0.02)
+    assert (again - 5.0).std().item() == pytest.approx(0.1, rel=0.1)
 
 
 def test_an_absent_spectrum_gives_finite_numbers_and_no_item() -> None:
     network, zeros = SpectrumAutoencoder(SpectrumConfig(width=8)), torch.zeros(SHAPE)
-    output = network(zeros, zeros, torch.zeros(1))
+    output = network(batch(zeros, zeros, zeros), torch.tensor([False]))
     assert output.latent.isfinite().all() and output.reconstruction_ppm.isfinite().all()
-    term = spectrum_terms(output, zeros, zeros, zeros, torch.tensor([False]))["spectrum/recon"]
+    term = output.terms["spectrum/recon"]
     assert (term.total.item(), term.items.item()) == (0.0, 0.0)
 
 
@@ -96,19 +109,17 @@ def test_the_network_learns_to_remove_noise() -> None:
     for _ in range(150):
         ppm = clean + 10.0 * torch.randn(8, *SHAPE[1:])
         error_8, clean_8 = error.expand_as(ppm), clean.expand_as(ppm)
-        terms = spectrum_terms(
-            network(ppm, error_8, STAR_K.expand(8)), ppm, error_8, clean_8, torch.ones(8, dtype=torch.bool)
-        )
-        loss = terms["spectrum/recon"].total / 8
+        loss = network(batch(ppm, error_8, clean_8)).terms["spectrum/recon"].total / 8
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     noisy = clean + 10.0 * torch.randn(SHAPE)
-    rebuilt = network(noisy, error, STAR_K).reconstruction_ppm
+    rebuilt = network(batch(noisy, error, clean)).reconstruction_ppm
     assert (rebuilt - clean).square().mean() < 0.3 * (noisy - clean).square().mean()
 
 
 def test_the_network_follows_bfloat16() -> None:
     network = SpectrumAutoencoder(SpectrumConfig(width=8)).bfloat16()
-    output = network(*flat(1000.0, 20.0, 10.0), STAR_K)
+    ppm, error = flat(1000.0, 20.0, 10.0)
+    output = network(batch(ppm, error, ppm))
     assert output.latent.dtype == torch.bfloat16 and output.reconstruction.dtype == torch.float32

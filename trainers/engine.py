@@ -136,8 +136,15 @@ def non_finite(named: Mapping[str, float]) -> list[str]:
 
 
 def seed_step(config: RunConfig, step: int, rank: int) -> None:
-    """Seed torch from (seed, step, rank) alone, so that a resumed step draws what it would have drawn."""
-    torch.manual_seed((config.train.seed * 1_000_003 + step) * 8_191 + rank)
+    """Seed torch from (seed, step, rank) alone, so that a resumed step draws what it would have drawn.
+
+    As torch.manual_seed does, which also looks for six kinds of devices and keeps a stack trace for each that is not
+    there: half a millisecond.
+    """
+    seed = (config.train.seed * 1_000_003 + step) * 8_191 + rank
+    torch.default_generator.manual_seed(seed)
+    for generator in torch.cuda.default_generators:
+        generator.manual_seed(seed)
 
 
 def persistent_buffers(objective: nn.Module) -> dict[str, Tensor]:
@@ -280,10 +287,10 @@ class DeepSpeedEngine:
         table = ds_config.read(ds_config.path_of(config, on_gpu))
         names = {id(module): name for name, module in objective.named_modules()}
         leaves = objective.leaf_modules()  # type: ignore[operator]
-        leaf_names = [names[id(module)] for module in leaves]
         recorded = flat.graphed(objective) if on_gpu else []
-        flats = (flat.flatten(leaf, name, name in recorded) for leaf, name in zip(leaves, leaf_names, strict=True))
-        self._flat = {f.name: f for of_module in flats for f in of_module}
+        flats = [flat.flatten(leaf, names[id(leaf)], names[id(leaf)] in recorded) for leaf in leaves]
+        self._flat = {f.name: f for of_leaf in flats for f in of_leaf}
+        leaves = [leaf.to(self.device).flat if found else leaf for leaf, found in zip(leaves, flats, strict=True)]
         if frozen_weights != "deepspeed" and not ds_config.moves_parameters(table):
             decoders = [m for m in objective.modules() if isinstance(m, FusedDecoder)]
             for decoder in decoders:
@@ -298,15 +305,16 @@ class DeepSpeedEngine:
             optimizer = optim.adamw(groups, config.optim, on_gpu)
         for module in leaves:
             set_z3_leaf_module(module, True)
-        self._engine, *_ = deepspeed.initialize(
-            model=_Root(objective, config, self._sum),
-            optimizer=optimizer,
-            config=ds_config.complete(table, config, self.world),
-            dist_init_required=False,
-        )
+        self._root = _Root(objective, config, self._sum)
+        with flat.only_holders(self._root):
+            self._engine, *_ = deepspeed.initialize(
+                model=self._root,
+                optimizer=optimizer,
+                config=ds_config.complete(table, config, self.world),
+                dist_init_required=False,
+            )
+            flat.remember(self._root)
         self.objective = objective
-        self._root: _Root = self._engine.module
-        flat.remember_parameters(self._root)
         self._zero = self._engine.optimizer
         self._done: Coming | None = None  # what the last step leaves to be read
         offloads = ds_config.moves_parameters(table) or ds_config.offloads_optimizer(table)
@@ -599,6 +607,7 @@ def import_deepspeed() -> Any:
     import deepspeed
 
     deepspeed.utils.logger.setLevel("WARNING")
+    deepspeed.utils.nvtx.enable_nvtx = False  # a hundred ranges a step, for a profiler that nobody is told to use
     # On a CPU each step would start numactl to count the sockets: 1.5 ms or more.
     numa = deepspeed.utils.numa
     if not hasattr(numa.get_numa_cores, "cache_info"):

@@ -1,14 +1,16 @@
 """Keep the parameters of a small network in one flat tensor a kind, so that ZeRO-3 handles two and not two hundred.
 
-DeepSpeed's hooks, gathers and reductions cost host time for every parameter, which is most of the step of a network of
-many small ones (CHANGELOG.md has the figures). In a flattened module each parameter is a view that autograd knows of,
-made at the start of the module's forward and gone at its end. Names and shapes outside the engine stay what they were.
+DeepSpeed's hooks, gathers and reductions cost host time for every parameter, module and output, which is most of the
+step of a network of many small ones (CHANGELOG.md has the figures). Of a flattened network it sees a module that holds
+the flat parameters and gives them out; the network takes views of them that autograd knows of, made at the start of its
+forward and gone at its end. Names and shapes outside the engine stay what they were.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -37,10 +39,20 @@ class Flat(NamedTuple):
     slots: tuple[Slot, ...]
 
 
+class Holder(nn.Module):
+    """All that DeepSpeed sees of a flattened network: its flat parameters, which it gives out one-dimensional."""
+
+    def forward(self, anchor: Tensor) -> tuple[Tensor, ...]:
+        """Return the values; they outlive what DeepSpeed releases after this."""
+        values: tuple[Tensor, ...] = _Anchored.apply(anchor, *self._parameters.values())
+        return values
+
+
 def flatten(module: nn.Module, name: str, graphed: bool = False) -> list[Flat]:
     """Move the trained parameters of a module into flat ones: matrices into one of 1 x n, vectors into one of n.
 
-    The two kinds keep the number of axes by which weight decay tells them apart. Frozen parameters stay.
+    The two kinds keep the number of axes by which weight decay tells them apart. Frozen parameters stay. The flat ones
+    lie in the module's new child `flat`.
 
     Args:
         name: Of the module in its objective.
@@ -52,12 +64,11 @@ def flatten(module: nn.Module, name: str, graphed: bool = False) -> list[Flat]:
             if parameter.requires_grad:
                 kind = (parameter.dtype, parameter.dim() > 1)
                 kinds.setdefault(kind, []).append((f"{owner_name}.{attribute}", owner, attribute, parameter))
-    flats = [_merge(module, name, dtype, is_matrix, held) for (dtype, is_matrix), held in kinds.items()]
+    holder = Holder()
+    flats = [_merge(holder, f"{name}.flat", dtype, is_matrix, held) for (dtype, is_matrix), held in kinds.items()]
+    module.add_module("flat", holder)
+    remember(holder)
     inner = module.forward
-
-    def anchored(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        anchor = torch.zeros((), device=flats[0].parameter.device, requires_grad=torch.is_grad_enabled())
-        return (anchor, *inputs)
 
     # DeepSpeed puts a Python function in the place of F.linear, so that autograd holds no gathered weight. Here all are
     # gathered and held anyway, and the function costs more than the product.
@@ -75,23 +86,40 @@ def flatten(module: nn.Module, name: str, graphed: bool = False) -> list[Flat]:
     replay = Graphed(run) if graphed else run
 
     @functools.wraps(inner)
-    def forward(anchor: Tensor, *inputs: Any, **named: Any) -> Any:
-        values = _Anchored.apply(anchor, *(flat.parameter for flat in flats))
-        trains = anchor.is_cuda and module.training and torch.is_grad_enabled()
-        return (replay if trains else run)(values, inputs, named)
+    def forward(*inputs: Any, **named: Any) -> Any:
+        learns = torch.is_grad_enabled()
+        values = holder(torch.zeros((), device=flats[0].parameter.device, requires_grad=learns))
+        return (replay if learns and module.training and values[0].is_cuda else run)(values, inputs, named)
 
-    module.register_forward_pre_hook(anchored)
     module.forward = forward  # type: ignore[method-assign]
-    remember_parameters(module)
     return flats
 
 
-def remember_parameters(module: nn.Module) -> None:
-    """Let a module name its parameters, which stay the same from now on, without a walk through its submodules.
+@contextmanager
+def only_holders(root: nn.Module) -> Iterator[None]:
+    """Put the holders in the place of their networks meanwhile; DeepSpeed hooks every module that it finds."""
+    networks = [
+        (owner, attribute, child)
+        for owner in root.modules()
+        for attribute, child in owner._modules.items()
+        if child is not None and isinstance(child._modules.get("flat"), Holder)
+    ]
+    for owner, attribute, child in networks:
+        owner._modules[attribute] = child._modules["flat"]
+    try:
+        yield
+    finally:
+        for owner, attribute, child in networks:
+            owner._modules[attribute] = child
 
-    DeepSpeed asks for them some forty times a step: a fifth of the host's time in a graph VAE step.
+
+def remember(module: nn.Module) -> None:
+    """Let a module name its parameters and submodules, which stay the same from now on, without a walk through them.
+
+    DeepSpeed asks for the parameters some forty times a step, for the submodules twice: a fifth of the host's time in a
+    graph VAE step.
     """
-    held = dict(module.named_parameters())
+    held, below = dict(module.named_parameters()), tuple(module.modules())
 
     def named_parameters(
         prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -99,15 +127,18 @@ def remember_parameters(module: nn.Module) -> None:
         begin = f"{prefix}." if prefix else ""
         return ((begin + name, parameter) for name, parameter in held.items() if recurse or "." not in name)
 
+    def modules(remove_duplicate: bool = True) -> Iterator[nn.Module]:
+        return iter(below)
+
     module.named_parameters = named_parameters  # type: ignore[method-assign]
+    module.modules = modules  # type: ignore[method-assign]
 
 
 class _Anchored(torch.autograd.Function):
     """Flat parameters as one-dimensional views, whose gradients are complete before the anchor's is.
 
     DeepSpeed reduces the gradients of a leaf module in a full backward hook, which torch calls when the gradient of the
-    module's inputs is there, and at once when no input wants one. The anchor is an input that always wants one, at no
-    cost: letting the climate cube want a gradient instead made a CNN step 40 % longer (CHANGELOG.md).
+    module's inputs is there, and at once when no input wants one. The anchor is an input that always wants one.
     """
 
     @staticmethod
@@ -122,7 +153,7 @@ class _Anchored(torch.autograd.Function):
 
 
 def _merge(
-    module: nn.Module, name: str, dtype: torch.dtype, is_matrix: bool, held: list[tuple[str, nn.Module, str, Any]]
+    holder: Holder, name: str, dtype: torch.dtype, is_matrix: bool, held: list[tuple[str, nn.Module, str, Any]]
 ) -> Flat:
     slots, begin = [], 0
     for full_name, owner, attribute, parameter in held:
@@ -133,8 +164,8 @@ def _merge(
     flat = nn.Parameter(together[None] if is_matrix else together)
     for slot in slots:
         slot.owner._parameters[slot.attribute] = None  # known but absent, as nn.Linear(bias=False) has it
-    attribute = f"flat_{'matrices' if is_matrix else 'vectors'}_{str(dtype).removeprefix('torch.')}"
-    module.register_parameter(attribute, flat)
+    attribute = f"{'matrices' if is_matrix else 'vectors'}_{str(dtype).removeprefix('torch.')}"
+    holder.register_parameter(attribute, flat)
     return Flat(f"{name}.{attribute}", flat, tuple(slots))
 
 

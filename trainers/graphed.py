@@ -61,9 +61,7 @@ class Graphed:
                 lambda *given: self._run(*(fill(o, given) for o in outlines)), tensors, self._pool
             )
         recording = self._recordings[key]
-        outputs = _Replay.apply(recording, *tensors)
-        kept = [o if r.requires_grad else o.detach() for o, r in zip(outputs, recording.outputs, strict=True)]
-        return tree_unflatten(kept, recording.layout)
+        return tree_unflatten(_Replay.apply(recording, *tensors), recording.layout)
 
 
 class _Replay(torch.autograd.Function):
@@ -73,14 +71,19 @@ class _Replay(torch.autograd.Function):
         for static, given in zip(recording.inputs, inputs, strict=True):
             static.copy_(given)
         recording.forward.replay()
-        return tuple(output.detach() for output in recording.outputs)
+        outputs = tuple(output.detach() for output in recording.outputs)
+        context.mark_non_differentiable(
+            *(o for o, recorded in zip(outputs, recording.outputs, strict=True) if not recorded.requires_grad)
+        )
+        context.set_materialize_grads(False)
+        return outputs
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(context: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         recording = context.recording
         for static, given in zip(recording.output_gradients, gradients, strict=True):
             if static is not None:
-                static.copy_(given)
+                static.zero_() if given is None else static.copy_(given)
         recording.backward.replay()
         # Copies: a gradient that is accumulated must not change with the next replay.
         return None, *(None if g is None else g.clone() for g in recording.input_gradients)
