@@ -115,22 +115,6 @@ def _kernel_by_kernel(module: nn.Module, name: str, graphed: bool) -> list[Any]:
     return _FLATTEN(module, name, graphed=False)
 
 
-def _leave(module: nn.Module, name: str, graphed: bool) -> list[Any]:
-    """Stand in for flat.flatten: parameters stay single, and an input is made to want a gradient (see there).
-
-    For networks that are given a tensor of floating point numbers by position, which DeepSpeed has to find.
-    """
-
-    def want_gradient(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not torch.is_grad_enabled() or any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs):
-            return inputs
-        first = next(i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor) and x.is_floating_point())
-        return tuple(x.detach().requires_grad_() if i == first else x for i, x in enumerate(inputs))
-
-    module.register_forward_pre_hook(want_gradient)
-    return []
-
-
 def graphed(objective: nn.Module) -> nn.Module:
     """Replay the networks of an objective as CUDA graphs, without an engine."""
     names = {id(module): name for name, module in objective.named_modules()}
@@ -207,8 +191,6 @@ def compare(part: str, samples: int = SAMPLES) -> dict[str, Any]:
     if part == "graph_vae":
         forms["geometric"] = lambda: plain(config, geometric(objective(), batch), batch)
     forms["plain_graphed"] = lambda: plain(config, graphed(objective()), batch)
-    if part == "graph_vae":
-        forms["zero3_unflattened"] = lambda: zero3(config, objective(), batch, _leave)
     forms["zero3_kernel_by_kernel"] = lambda: zero3(config, objective(), batch, _kernel_by_kernel)
     forms["zero3"] = lambda: zero3(config, objective(), batch)
     made: dict[str, Timed] = {}

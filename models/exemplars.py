@@ -117,14 +117,15 @@ class Exemplars(nn.Module):
             notes: What `note` returns.
         """
         whole = gather_with_grad(notes)
-        edges = whole[:, :-_NOTED].bool()
+        edges = whole[:, :-_NOTED].view(torch.bool)
         numbers = whole[:, -_NOTED:].clone(memory_format=torch.contiguous_format)
         origin, seed = numbers.view(torch.int64).unbind(1)
         alive = edges.any(1)
         order = torch.argsort(torch.where(alive, seed, torch.iinfo(torch.int64).max))[: len(self.written)]
         where = (self.place + torch.arange(len(order), device=order.device)) % len(self.written)
-        self.edges[where], self.origin[where], self.written[where] = edges[order], origin[order], alive[order]
-        self.place.add_(alive[order].sum()).remainder_(len(self.written))
+        written = alive[order]
+        self.edges[where], self.origin[where], self.written[where] = edges[order], origin[order], written
+        self.place.add_(written.sum()).remainder_(len(self.written))
 
 
 def note(edges: Bool[Tensor, "B E"], origin: Int[Tensor, " B"], seed: Int[Tensor, " B"]) -> UInt8[Tensor, "B N"]:

@@ -63,7 +63,7 @@ def weighted_total(
     totals = torch.stack([terms[n].total.float() for n in names])
     items = torch.stack([terms[n].items.float() for n in names])
     # One reduction carries the items, the totals (to log) and a 1 a rank, which adds up to the world.
-    packed = torch.cat([items, totals.detach(), items.new_ones(1)])
+    packed = torch.cat([items, totals.detach(), _on_device((1.0,), items.device)])
     reduced = packed if reduce_items is None else reduce_items(packed)
     global_items, global_totals, world = reduced[: len(names)], reduced[len(names) : -1], reduced[-1]
     share = torch.where(global_items > 0, 1.0 / global_items, 0.0)

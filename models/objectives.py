@@ -59,7 +59,7 @@ class StepCounter(nn.Module):
 
     def seeds(self, sample_ids: tuple[str, ...]) -> Int[Tensor, " B"]:
         """Return a seed for each sample: of this step in training (which counts it), always the same in evaluation."""
-        seeds = _hashed(sample_ids, self.step.device) * 1_000_003
+        seeds = _hashed(sample_ids, self.step.device, 1_000_003)
         if self.training:
             seeds = seeds + self.step
             self.step += 1
@@ -335,9 +335,9 @@ def content_keys(batch: Batch) -> Int[Tensor, "B Q"]:
     return keys
 
 
-def _hashed(sample_ids: tuple[str, ...], device: torch.device) -> Int[Tensor, " B"]:
-    """Return a number for each sample; on a GPU without waiting for it."""
-    numbers = torch.tensor([zlib.crc32(i.encode()) for i in sample_ids])
+def _hashed(sample_ids: tuple[str, ...], device: torch.device, stride: int = 1) -> Int[Tensor, " B"]:
+    """Return a number for each sample, a multiple of the stride; on a GPU without waiting for it."""
+    numbers = torch.tensor([stride * zlib.crc32(i.encode()) for i in sample_ids])
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 

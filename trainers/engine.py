@@ -320,7 +320,7 @@ class DeepSpeedEngine:
         offloads = ds_config.moves_parameters(table) or ds_config.offloads_optimizer(table)
         self.steps_ahead = int(on_gpu and not offloads)
         if not offloads:
-            add_up_norms_at_once(self._zero)
+            clip_at_once(self._zero)
         self._order_gathers = run_ahead(self._zero, self.world) if self.steps_ahead else lambda: None
         self._trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self._buffers = persistent_buffers(objective)
@@ -342,7 +342,8 @@ class DeepSpeedEngine:
         for batch in micro_batches:
             loss: Tensor = self._engine(here(batch, self.device))
             coming = Coming(self._root.take_means())
-            self._engine.backward(loss)  # divides by train.accumulation, averages over ranks
+            # Averages over ranks and, where there are several micro-batches, over these.
+            self._engine.backward(loss, scale_wrt_gas=self.config.train.accumulation > 1)
             # Before the update, and the same on all ranks: none goes on alone.
             means.append(finite_means(coming, self.step))
             self._settle()
@@ -608,6 +609,8 @@ def import_deepspeed() -> Any:
 
     deepspeed.utils.logger.setLevel("WARNING")
     deepspeed.utils.nvtx.enable_nvtx = False  # a hundred ranges a step, for a profiler that nobody is told to use
+    if torch.cuda.is_available():  # DeepSpeed looks at one number after each step, and would have it find names for 161
+        deepspeed.get_accelerator().memory_stats = torch.cuda.memory_stats_as_nested_dict
     # On a CPU each step would start numactl to count the sockets: 1.5 ms or more.
     numa = deepspeed.utils.numa
     if not hasattr(numa.get_numa_cores, "cache_info"):
@@ -617,19 +620,35 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def add_up_norms_at_once(zero: Any) -> None:
-    """Let DeepSpeed 0.19.8 add up the gradient norms of all groups of its optimizer in one collective."""
+def clip_at_once(zero: Any) -> None:
+    """Let DeepSpeed 0.19.8 find the norm of all gradients in one collective, and what clips them once for all."""
+    _take_whole_norms()
+    factor: list[Tensor] = []
 
-    def norm_groups() -> list[Tensor]:
+    def norm() -> Tensor:
         import deepspeed.comm
 
-        groups = [zero.averaged_gradients[i] for i in range(len(zero.fp16_groups))]
-        norms = [torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in group]) for group in groups]
-        squares = torch.stack([norm.square().sum() for norm in norms])
-        deepspeed.comm.all_reduce(squares)  # every rank holds a part of each gradient
-        return list(squares.sqrt())
+        gradients = [g for i in range(len(zero.fp16_groups)) for g in zero.averaged_gradients[i]]
+        square = torch.stack(torch._foreach_norm(gradients, 2, torch.float64)).square().sum()
+        deepspeed.comm.all_reduce(square)  # every rank holds a part of each gradient
+        total = square.sqrt()
+        factor[:] = [1.0 / ((total + 1e-6) / zero.clip_grad).clamp(min=1.0)] if zero.clip_grad > 0.0 else []
+        return total
 
-    zero._get_norm_groups = norm_groups
+    def clip(group: int, _: Tensor) -> None:
+        for times in factor:
+            zero.fp32_partitioned_groups_flat[group].grad.mul_(times)
+
+    zero._get_norm_groups, zero.unscale_and_clip_grads = norm, clip
+
+
+@functools.cache
+def _take_whole_norms() -> None:
+    """Let DeepSpeed take one norm for what it is; it combines a list of them, one a group."""
+    from deepspeed.runtime.zero import stage3
+
+    combine = stage3.combine_grad_norm_groups
+    stage3.combine_grad_norm_groups = lambda found: found if isinstance(found, Tensor) else combine(found)
 
 
 def run_ahead(zero: Any, world: int) -> Callable[[], None]:
