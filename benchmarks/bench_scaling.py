@@ -25,7 +25,7 @@ from benchmarks import scaling_paper
 from benchmarks.rows import hardware, versions
 from benchmarks.scaling_engines import WAYS
 from benchmarks.scaling_rank import PARITY_STEPS, SAVED_AFTER
-from trainers.engine import free_port
+from trainers.ranks import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = "transformers-zero3"

@@ -26,8 +26,9 @@ from trainers.communication import (
     walk,
 )
 from trainers.config import RunConfig
-from trainers.engine import Coming, DeepSpeedEngine, here, seed_step, start, weigh
+from trainers.engine import Coming, DeepSpeedEngine, here, seed_step, weigh
 from trainers.frozen import FrozenShares
+from trainers.ranks import start
 
 WAYS = ("ours-zero3", "ours-zero2", "fsdp2")
 

@@ -35,9 +35,10 @@ from models.objectives import UnifiedObjective
 from trainers import checkpoint, frozen
 from trainers.communication import Ledger, Walk, counted, gathered_bytes_at_most, of_micro_batch
 from trainers.config import RunConfig
-from trainers.engine import DeepSpeedEngine, finish, start, tokens_of
+from trainers.engine import DeepSpeedEngine, tokens_of
 from trainers.frozen import Division, FrozenShares
 from trainers.inputs import OnDevice
+from trainers.ranks import finish, start
 from trainers.tracing import idle_ms
 
 PROFILED = 2

@@ -74,12 +74,13 @@ class ClimateCNN(nn.Module):
     def forward(self, climate: Float[Tensor, "B C H W"], present: Bool[Tensor, " B"] | None = None) -> ClimateOutput:
         """Encode and reconstruct cubes in physical units (variables.CLIMATE_FIELDS); all count where none is absent."""
         standardised = standardise_climate(climate)
+        target = area_average(standardised)  # here, where nothing else takes room yet
         x = self.patches(standardised.to(self.patches.weight.dtype))
         x = self.coarse(self.down(self.fine(x)))
         latent = self.to_latent(F.silu(x).flatten(1))
         y = self.from_latent(latent).unflatten(1, (-1, *self.grid))
         y = self.up(F.interpolate(y, scale_factor=2.0, mode="nearest"))
-        rebuilt, target = self.to_fields(F.silu(y)), area_average(standardised)
+        rebuilt = self.to_fields(F.silu(y))
         return ClimateOutput(latent, rebuilt, target, climate_terms(rebuilt, target, present))
 
 
@@ -155,11 +156,10 @@ def climate_terms(
     area = _row_area(target.device).view(-1, COARSE).sum(1) * (LATITUDES // COARSE)
     error = (reconstruction.float() - target).square().mean((1, 3)) @ area / len(area)
     rebuilt, given = restore_climate(reconstruction), restore_climate(target)
-    count = () if present is None else (present,)
     return {
-        "climate/recon": masked(error, *count),
-        "physics/energy_balance": masked(energy_imbalance(rebuilt, given), *count),
-        "physics/hydrostatic": masked(hydrostatic_violation(rebuilt, given), *count),
+        "climate/recon": masked(error, present),
+        "physics/energy_balance": masked(energy_imbalance(rebuilt, given), present),
+        "physics/hydrostatic": masked(hydrostatic_violation(rebuilt, given), present),
     }
 
 

@@ -27,13 +27,13 @@ class WeightedTotal(NamedTuple):
     means: dict[str, Tensor]  # term name -> mean over all ranks, 0 when there was no item; "loss" is their weighted sum
 
 
-def masked(values: Tensor, *masks: Tensor) -> Term:
-    """Sum the values where every mask is True; masks cover the leading axes of `values` (B, B N, ...).
+def masked(values: Tensor, *masks: Tensor | None) -> Term:
+    """Sum the values where every mask is True; masks cover the leading axes of `values` (B, B N, ...), None covers all.
 
     An absent sample adds 0 to the sum and 0 to the items, whatever its values are.
     """
     keep = torch.ones_like(values, dtype=torch.bool)
-    for mask in masks:
+    for mask in (m for m in masks if m is not None):
         keep = keep & mask.bool().reshape(mask.shape + (1,) * (values.dim() - mask.dim()))
     return Term(torch.where(keep, values.float(), 0.0).sum(), keep.sum().float())
 

@@ -164,7 +164,7 @@ def spectrum_terms(
     """Return spectrum/recon: smooth L1 to the noiseless spectrum in asinh of error units, a mean over bins."""
     target = to_error_units(clean_ppm, ppm, error_ppm)
     error = F.smooth_l1_loss(reconstruction, target, reduction="none").mean((1, 2))
-    return {"spectrum/recon": masked(error, *(() if present is None else (present,)))}
+    return {"spectrum/recon": masked(error, present)}
 
 
 def _safe(error_ppm: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from benchmarks.scaling_engines import build
 from models.fused_decoder import FusedDecoder
 from models.objectives import UnifiedObjective, build_objective
 from trainers import communication as c, ds_config, frozen
-from trainers.engine import DeepSpeedEngine, finish, start
+from trainers.engine import DeepSpeedEngine
+from trainers.ranks import finish, start
 
 
 def zero3(folder: Path, frozen_weights: str) -> dict[str, object]:

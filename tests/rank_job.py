@@ -27,7 +27,8 @@ from models.configs import ClimateConfig, FusionConfig, GraphVAEConfig, ModelCon
 from models.objectives import build_objective
 from trainers import checkpoint
 from trainers.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from trainers.engine import Engine, build_engine, finish
+from trainers.engine import Engine, build_engine
+from trainers.ranks import finish
 
 GLOBAL_BATCH = 4
 STEPS = 4

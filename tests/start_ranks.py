@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trainers.engine import free_port
+from trainers.ranks import free_port
 
 
 def start_ranks(script: Path | str, arguments: list[str], world: int, proof: Path, timeout_s: float = 240) -> None:

@@ -28,7 +28,8 @@ from models.losses import Term
 from models.objectives import ObjectiveOutput
 from trainers import frozen
 from trainers.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from trainers.engine import DeepSpeedEngine, build_engine, finish
+from trainers.engine import DeepSpeedEngine, build_engine
+from trainers.ranks import finish
 
 pytestmark = pytest.mark.ranks
 SAMPLES, STEPS, LENGTH = 4, 3, 12

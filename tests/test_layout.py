@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("data_pipeline", "models", "trainers", "benchmarks")  # each may import those before it
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
 HOME = {
-    "deepspeed": {"trainers/engine.py"},
+    "deepspeed": {"trainers/engine.py", "trainers/ranks.py", "trainers/zero_patches.py"},
     "datasets": {"data_pipeline/stream.py"},
     "transformers": {"models/language.py"},
     "peft": {"models/language.py"},

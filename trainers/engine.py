@@ -1,20 +1,13 @@
-"""Make training steps: with DeepSpeed ZeRO-3 on any number of ranks, or in plain torch as the reference for it.
-
-The only module that imports deepspeed.
-"""
+"""Make training steps: with DeepSpeed ZeRO-3 on any number of ranks, or in plain torch as the reference for it."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
-import sys
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -26,7 +19,7 @@ from models.adapters import GradientAudit
 from models.fused_decoder import FusedDecoder
 from models.losses import Term, weighted_total
 from models.objectives import ObjectiveOutput
-from trainers import ds_config, flat, frozen, optim
+from trainers import ds_config, flat, frozen, optim, ranks, zero_patches
 from trainers.config import RunConfig
 
 _LOG = logging.getLogger(__name__)
@@ -139,7 +132,7 @@ def seed_step(config: RunConfig, step: int, rank: int) -> None:
     """Seed torch from (seed, step, rank) alone, so that a resumed step draws what it would have drawn.
 
     As torch.manual_seed does, which also looks for six kinds of devices and keeps a stack trace for each that is not
-    there: half a millisecond.
+    there: .36 ms.
     """
     seed = (config.train.seed * 1_000_003 + step) * 8_191 + rank
     torch.default_generator.manual_seed(seed)
@@ -276,7 +269,7 @@ class DeepSpeedEngine:
             frozen_weights: How those of a fused decoder reach the ranks that need them: "copies" or "gathers" of
                 trainers/frozen.py, "auto" for the better one that is possible, "deepspeed" to leave them to it.
         """
-        deepspeed = start(config.train.process_group_timeout_s)
+        deepspeed = ranks.start(config.train.process_group_timeout_s)
         from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
 
         on_gpu = torch.cuda.is_available()
@@ -320,8 +313,8 @@ class DeepSpeedEngine:
         offloads = ds_config.moves_parameters(table) or ds_config.offloads_optimizer(table)
         self.steps_ahead = int(on_gpu and not offloads)
         if not offloads:
-            clip_at_once(self._zero)
-        self._order_gathers = run_ahead(self._zero, self.world) if self.steps_ahead else lambda: None
+            zero_patches.clip_at_once(self._zero)
+        self._order_gathers = zero_patches.run_ahead(self._zero, self.world) if self.steps_ahead else lambda: None
         self._trained = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self._buffers = persistent_buffers(objective)
         self._audit: GradientAudit | None = GradientAudit(objective, self.device)
@@ -595,122 +588,3 @@ def adam_step(step: int, like: Tensor) -> Tensor:
 def build_engine(objective: nn.Module, config: RunConfig) -> Engine:
     """Return the engine that the config names."""
     return LocalEngine(objective, config) if config.train.engine == "local" else DeepSpeedEngine(objective, config)
-
-
-def import_deepspeed() -> Any:
-    """Import DeepSpeed for the device that is here."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if (arch := os.environ.get("TORCH_CUDA_ARCH_LIST", "")).endswith("a"):
-        os.environ["TORCH_CUDA_ARCH_LIST"] = arch.removesuffix(
-            "a"
-        )  # the op builder reads "9.0a" as a number and crashes
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel("WARNING")
-    deepspeed.utils.nvtx.enable_nvtx = False  # a hundred ranges a step, for a profiler that nobody is told to use
-    if torch.cuda.is_available():  # DeepSpeed looks at one number after each step, and would have it find names for 161
-        deepspeed.get_accelerator().memory_stats = torch.cuda.memory_stats_as_nested_dict
-    # On a CPU each step would start numactl to count the sockets: 1.5 ms or more.
-    numa = deepspeed.utils.numa
-    if not hasattr(numa.get_numa_cores, "cache_info"):
-        numa.get_numa_cores = functools.cache(numa.get_numa_cores)
-    # DeepSpeed 0.19 calls what torch 2.13 has given new names; one warning a rank and function.
-    warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning)
-    return deepspeed
-
-
-def clip_at_once(zero: Any) -> None:
-    """Let DeepSpeed 0.19.8 find the norm of all gradients in one collective, and what clips them once for all."""
-    _take_whole_norms()
-    factor: list[Tensor] = []
-
-    def norm() -> Tensor:
-        import deepspeed.comm
-
-        gradients = [g for i in range(len(zero.fp16_groups)) for g in zero.averaged_gradients[i]]
-        square = torch.stack(torch._foreach_norm(gradients, 2, torch.float64)).square().sum()
-        deepspeed.comm.all_reduce(square)  # every rank holds a part of each gradient
-        total = square.sqrt()
-        factor[:] = [1.0 / ((total + 1e-6) / zero.clip_grad).clamp(min=1.0)] if zero.clip_grad > 0.0 else []
-        return total
-
-    def clip(group: int, _: Tensor) -> None:
-        for times in factor:
-            zero.fp32_partitioned_groups_flat[group].grad.mul_(times)
-
-    zero._get_norm_groups, zero.unscale_and_clip_grads = norm, clip
-
-
-@functools.cache
-def _take_whole_norms() -> None:
-    """Let DeepSpeed take one norm for what it is; it combines a list of them, one a group."""
-    from deepspeed.runtime.zero import stage3
-
-    combine = stage3.combine_grad_norm_groups
-    stage3.combine_grad_norm_groups = lambda found: found if isinstance(found, Tensor) else combine(found)
-
-
-def run_ahead(zero: Any, world: int) -> Callable[[], None]:
-    """Let the GPU wait for itself where DeepSpeed 0.19.8 lets the host wait for it, so that no step begins late.
-
-    Return what must be called after each update: from there on gathers wait for it.
-    """
-    from deepspeed.runtime.zero import stage3
-
-    class Joined(torch.cuda.Stream):
-        """A stream that the present one waits for where the host would have."""
-
-        def synchronize(self) -> None:
-            torch.cuda.current_stream().wait_stream(self)
-
-    if zero.reduce_and_partition_stream != torch.cuda.default_stream():  # the reductions overlap with the backward
-        zero.reduce_and_partition_stream = Joined()
-    # An infinite norm makes the update useless; the engine reads it when it comes and stops the run.
-    stage3.is_invalid_grad_norm = lambda norm: False
-    offload = zero.parameter_offload
-    coordinator = offload.get_param_coordinator()
-    coordinator._PartitionedParameterCoordinator__max_ongoing_fetch_events = 10**9
-    gathers = offload._DeepSpeedZeRoOffload__allgather_stream
-    return lambda: gathers.wait_stream(torch.cuda.current_stream()) if world > 1 else None
-
-
-def start(timeout_s: float) -> Any:
-    """Join the other ranks that the environment names, or be a group of one; return the deepspeed module."""
-    deepspeed = import_deepspeed()
-    if not dist.is_initialized():
-        single = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        if "RANK" not in os.environ:
-            os.environ.update(single | {"MASTER_PORT": os.environ.get("MASTER_PORT", str(free_port()))})
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        # On a CPU DeepSpeed 0.19 would compile an operator here (a minute, g++, and a lock file on which every later
-        # start waits for ever if a rank is killed meanwhile) that only its inference uses. So none counts as usable.
-        deepspeed.ops.__compatible_ops__ = {}
-        deepspeed.init_distributed(
-            dist_backend="nccl" if torch.cuda.is_available() else "gloo",
-            auto_mpi_discovery=False,
-            timeout=timedelta(seconds=timeout_s),
-            verbose=False,
-        )
-    return deepspeed
-
-
-def free_port() -> int:
-    """Return a TCP port that nobody uses at the moment."""
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def finish(status: int) -> NoReturn:
-    """End this rank at once with an exit code; DeepSpeed now and then aborts while Python tears modules down."""
-    if dist.is_initialized():
-        if status == 0:
-            dist.barrier()
-        dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

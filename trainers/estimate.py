@@ -215,8 +215,8 @@ def standing_bytes(config: RunConfig, objective: nn.Module, gpus: int) -> Standi
         gradients=4 * on_gpu + bucket,
         # reduce_scatter_coalesced joins the gradients of a bucket; one alone, without padding, is not copied.
         reduction=0 if len(trained) == 1 else min(4 * full, bucket),
-        # The norm is taken in float64 of each gradient partition; a group of several is flattened for Adam.
-        update=max(8 * max((share(p) for p in trained), default=0), largest_group),
+        # A group of several parameters is flattened for Adam.
+        update=largest_group,
     )
 
 

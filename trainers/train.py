@@ -245,6 +245,6 @@ if __name__ == "__main__":
     code = main()
     if "torch" not in sys.modules:
         sys.exit(code)
-    from trainers.engine import finish
+    from trainers.ranks import finish
 
     finish(code)

@@ -13,7 +13,8 @@ from data_pipeline.batch import Batch
 from models.fused_decoder import FusedDecoder
 from trainers import optim
 from trainers.config import RunConfig
-from trainers.engine import Coming, here, seed_step, start
+from trainers.engine import Coming, here, seed_step
+from trainers.ranks import start
 
 
 def stepper(

@@ -136,7 +136,7 @@ def zero3(
             integration; then DeepSpeed leaves peft's float32 adapters as they are. A model that comes whole has
             them cast to bfloat16 (its engine.py, _cast_module_mixed_precision), which is faster.
     """
-    from trainers.engine import start
+    from trainers.ranks import start
 
     deepspeed = start(600.0)
     started = time.monotonic()

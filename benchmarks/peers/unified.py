@@ -20,7 +20,8 @@ from models.language import LanguageModel, LanguageOutput, splice
 from models.objectives import UnifiedObjective
 from models.peft_decoder import PeftDecoder
 from trainers.config import RunConfig
-from trainers.engine import start, tokens_of, weigh
+from trainers.engine import tokens_of, weigh
+from trainers.ranks import start
 
 
 class Padded(nn.Module):
