@@ -41,7 +41,6 @@ class Training(NamedTuple):
     decoder: FusedDecoder
     walk: Callable[[Batch, Callable[[], None] | None], Any] | None  # trainers.communication.walk of a step
     expected: Callable[[Any, Batch], dict[str, int]] | None  # bytes of a step by the model, from such a walk
-    groups: int = 0  # of the optimizer, where the model of the bytes needs them
     frozen: FrozenShares | None = None
 
 
@@ -87,7 +86,6 @@ def _ours(objective: UnifiedObjective, config: RunConfig, decoder: FusedDecoder,
     engine = DeepSpeedEngine(objective, config, frozen)
     units: list[list[nn.Module]] = getattr(decoder, "frozen_units", [])
     shares: FrozenShares | None = getattr(decoder, "frozen", None)
-    groups = len(engine._zero.fp16_groups)
     terms = [0]
 
     def step(batch: Batch) -> float:
@@ -100,12 +98,12 @@ def _ours(objective: UnifiedObjective, config: RunConfig, decoder: FusedDecoder,
 
     def expected(found: Any, batch: Batch) -> dict[str, int]:
         sharing = sharing_of(config, engine.world)
-        total = of_step(found, sharing, groups)
+        total = of_step(found, sharing)
         fetched = {} if shares is None else {shares.operation: of_frozen_step(shares.unit_bytes())}
         met = _among_ranks(objective, config, batch, engine.world)
         return _added(total, of_metrics(terms[0]), met, fetched)
 
-    return Training(step, engine._root, decoder, walked, expected, groups, shares)
+    return Training(step, engine._root, decoder, walked, expected, shares)
 
 
 def sharing_of(config: RunConfig, world: int) -> Sharing:

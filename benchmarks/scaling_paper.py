@@ -36,7 +36,7 @@ def foretell_row(timeline: Mapping[str, Any], found: Mapping[str, Any], gpus: in
     slowest = found["weak"]["slowest_rank_over_mean"]
     others = found["counted"]["torch"]
     return foretell(
-        walk_of(timeline), timeline["gaps_s"], sharing, timeline["groups"], links_of(found["links"], gpus),
+        walk_of(timeline), timeline["gaps_s"], sharing, links_of(found["links"], gpus),
         others=others, slowest=slowest, unit_bytes=found.get("unit_bytes", ()),
         slowed=found.get("slowed_by_fetches", 0.0), stay=found.get("units_that_stay", ()),
     )  # fmt: skip
@@ -134,7 +134,7 @@ def paper(size: str, rows: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
     for gpus in PAPER_GPUS:
         told = on_paper(
-            walked, timeline["gaps_s"], sharing, timeline["groups"], links, of["counted"]["torch"], of["token_spread"],
+            walked, timeline["gaps_s"], sharing, links, of["counted"]["torch"], of["token_spread"],
             gpus, of.get("unit_bytes", ()), of.get("slowed_by_fetches", 0.0),
         )  # fmt: skip
         plain, hpz, qwz = told

@@ -245,7 +245,6 @@ def walked(training: Training, config: RunConfig, batch: Batch, world: int, devi
         "_walk": found,
         "timeline": {
             "pieces": found.pieces, "events": found.events, "gaps_s": [round(g, 7) for g in gaps],
-            "groups": training.groups,
         },
         "gaps_s": [round(g, 5) for g in gaps],
         "sharing": sharing._asdict(),

@@ -70,7 +70,7 @@ def fit(measured: Sequence[tuple[str, int, float]], world: int) -> Link:
 
 
 def foretell(
-    walked: Walk, gaps_s: Sequence[float], sharing: Sharing, groups: int, links: Mapping[str, Link], *,
+    walked: Walk, gaps_s: Sequence[float], sharing: Sharing, links: Mapping[str, Link], *,
     others: Mapping[str, int] | None = None, slowest: float = 1.0, gather_share: float = 1.0,
     unit_bytes: Sequence[int] = (), slowed: float = 0.0, stay: Collection[int] = (),
 ) -> Foretold:  # fmt: skip
@@ -81,7 +81,6 @@ def foretell(
         gaps_s: Seconds before each event since the one before, on one GPU; the last one is from the last event to the
             end of the step.
         sharing: Over how many ranks and how.
-        groups: Of the optimizer.
         links: By operation.
         others: Bytes of collectives that nothing hides (metrics, contrast), by operation.
         slowest: Work of the rank with most tokens over the mean: all wait for it.
@@ -138,7 +137,7 @@ def foretell(
         free = max(free, clock) + seconds(transfer)
         moved += seconds(transfer)
     clock = max(clock, free) + slowest * gaps_s[-1]
-    last = sum(seconds(t) for t in after_step(walked, sharing, groups))
+    last = sum(seconds(t) for t in after_step(walked, sharing))
     last += sum(links[o].seconds(o, size, world) for o, size in (others or {}).items())
     return Foretold(clock + last, compute, clock + last - compute, moved + last)
 
@@ -171,7 +170,7 @@ class Choice(NamedTuple):
 
 
 def on_paper(
-    walked: Walk, gaps_s: Sequence[float], sharing: Sharing, groups: int, links: Mapping[str, Link],
+    walked: Walk, gaps_s: Sequence[float], sharing: Sharing, links: Mapping[str, Link],
     others: Mapping[str, int], spread: float, gpus: int, unit_bytes: Sequence[int] = (), slowed: float = 0.0,
 ) -> list[Choice]:  # fmt: skip
     """Return what each setting of ZeRO++ would give on so many GPUs.
@@ -180,7 +179,6 @@ def on_paper(
         walked: As in foretell.
         gaps_s: As in foretell.
         sharing: As in foretell, its world is not read.
-        groups: As in foretell.
         links: Measured inside a node.
         others: As in foretell.
         spread: Standard deviation of the tokens of a batch over their mean.
@@ -202,7 +200,7 @@ def on_paper(
         inside = {"all_gather": links["all_gather"], FETCH: links.get(FETCH, links["all_gather"])}
         used = dict(wide) | {FETCH: wide["all_gather"]} | (inside if secondary else {})
         told = foretell(
-            walked, gaps_s, shared, groups, used, others=others, slowest=slowest, gather_share=quantised,
+            walked, gaps_s, shared, used, others=others, slowest=slowest, gather_share=quantised,
             unit_bytes=unit_bytes, slowed=slowed, stay=stay,
         )  # fmt: skip
         held = frozen / gpus + (frozen / secondary if secondary else 0) + gathered_bytes_at_most(walked, shared)

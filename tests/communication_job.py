@@ -48,7 +48,7 @@ def zero3(folder: Path, frozen_weights: str) -> dict[str, object]:
         "fetched": ledger.bytes("frozen"),
         "fetched_model": sum(t.bytes for t in c.of_frozen(walked, sizes)),
         "counted": ledger.bytes("zero"),
-        "model": c.of_step(walked, sharing, len(engine._zero.fp16_groups)),
+        "model": c.of_step(walked, sharing),
         "own": ledger.bytes("torch"),
         "own_model": {
             "metrics": c.of_metrics(len(report.means)),

@@ -47,7 +47,7 @@ def test_an_all_reduce_of_two_carries_its_bytes_once_and_a_gather_half_of_them()
 def test_gathers_that_take_as_long_as_a_layer_hide_behind_the_layer_before() -> None:
     # 2,000 bytes, half of them on the wire, at 1 MB/s: a millisecond each. Only the first has nothing before it; the
     # second layer stays for its backward, which is next.
-    told = foretell(WALK, GAPS_S, sharing(1000), 1, ALWAYS)
+    told = foretell(WALK, GAPS_S, sharing(1000), ALWAYS)
     assert told.compute_s == pytest.approx(4e-3)
     assert told.step_s == pytest.approx(5e-3, rel=1e-3)
 
@@ -63,11 +63,11 @@ def test_fetches_of_frozen_units_hide_behind_the_unit_before() -> None:
     walked, gaps = units()
     fast, slow = ({**ALWAYS, FETCH: Link(0.0, rate)} for rate in (1e6, 0.5e6))
     sizes = (2000, 2000, 2000, 2000)  # half of it on the wire: a millisecond or two
-    told = [foretell(walked, gaps, sharing(0), 1, links, unit_bytes=sizes) for links in (fast, slow)]
+    told = [foretell(walked, gaps, sharing(0), links, unit_bytes=sizes) for links in (fast, slow)]
     # Two forward and two backward: the others lie in the buffers. Those that take two milliseconds wait for one.
     assert told[0].step_s == pytest.approx(7e-3, rel=1e-3)
     assert told[1].step_s == pytest.approx(11e-3, rel=1e-3)
-    alone = foretell(walked, gaps, sharing(0)._replace(world=1), 1, slow, unit_bytes=sizes)
+    alone = foretell(walked, gaps, sharing(0)._replace(world=1), slow, unit_bytes=sizes)
     assert alone.step_s == pytest.approx(7e-3)
 
 
@@ -75,21 +75,21 @@ def test_computation_is_slowed_by_the_fetches_beside_it() -> None:
     walked, gaps = units()
     links = {**ALWAYS, FETCH: Link(0.0, 1e6)}
     sizes = (2000, 2000, 2000, 2000)
-    told = foretell(walked, gaps, sharing(0), 1, links, unit_bytes=sizes, slowed=0.25)
+    told = foretell(walked, gaps, sharing(0), links, unit_bytes=sizes, slowed=0.25)
     assert told.step_s == pytest.approx(7e-3 + 0.25 * 4e-3, rel=1e-3)  # four fetches a step
 
 
 def test_one_gpu_waits_for_nothing() -> None:
-    assert foretell(WALK, GAPS_S, sharing(0)._replace(world=1), 1, ALWAYS).step_s == pytest.approx(4e-3)
+    assert foretell(WALK, GAPS_S, sharing(0)._replace(world=1), ALWAYS).step_s == pytest.approx(4e-3)
 
 
 def test_all_wait_for_the_rank_with_most_work() -> None:
     alone = sharing(0)._replace(world=1)
-    assert foretell(WALK, GAPS_S, alone, 1, ALWAYS, slowest=1.1).step_s == pytest.approx(4.4e-3)
+    assert foretell(WALK, GAPS_S, alone, ALWAYS, slowest=1.1).step_s == pytest.approx(4.4e-3)
 
 
 def test_hierarchical_partitioning_keeps_the_gathers_inside_a_node_for_a_second_copy() -> None:
-    plain, hpz, qwz = on_paper(WALK, GAPS_S, sharing(1000), 1, ALWAYS, {}, 0.0, gpus=64)
+    plain, hpz, qwz = on_paper(WALK, GAPS_S, sharing(1000), ALWAYS, {}, 0.0, gpus=64)
     assert hpz.step_s < plain.step_s and qwz.step_s < plain.step_s
     assert hpz.base_gib - plain.base_gib == pytest.approx(4000 / 8 / 2**30)
 

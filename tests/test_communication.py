@@ -52,14 +52,14 @@ def test_a_walk_meets_modules_forward_and_then_backward_in_reverse() -> None:
 def test_each_parameter_is_gathered_for_forward_and_backward_padded_to_the_ranks() -> None:
     sharing = c.Sharing(2, persistence_threshold=0, prefetch_bucket=0, max_reuse_distance=0)
     # 12, 3 -> 4 and 21 -> 22 numbers of four bytes, twice; the gradient of the vector once.
-    assert c.of_step(walked(), sharing, groups=1) == {
+    assert c.of_step(walked(), sharing) == {
         "all_gather": 2 * 4 * (12 + 4 + 22), "all_reduce": 8, "reduce_scatter": 4 * 4
     }  # fmt: skip
 
 
 def test_accumulation_gathers_and_reduces_for_every_micro_batch() -> None:
     sharing = c.Sharing(2, persistence_threshold=0, prefetch_bucket=0, max_reuse_distance=0)
-    once, thrice = (c.of_step(walked(), sharing, 1, accumulation) for accumulation in (1, 3))
+    once, thrice = (c.of_step(walked(), sharing, accumulation) for accumulation in (1, 3))
     assert thrice["all_gather"] == 3 * once["all_gather"] and thrice["reduce_scatter"] == 3 * once["reduce_scatter"]
     assert thrice["all_reduce"] == once["all_reduce"]
 

@@ -317,13 +317,12 @@ def padded(numbers: int, world: int) -> int:
     return -(-numbers // world) * world
 
 
-def of_step(walked: Walk, sharing: Sharing, groups: int, accumulation: int = 1) -> dict[str, int]:
+def of_step(walked: Walk, sharing: Sharing, accumulation: int = 1) -> dict[str, int]:
     """Return the bytes that one ZeRO-3 step gathers and reduces, by operation, from the third step on.
 
     Args:
         walked: What a micro-batch meets.
         sharing: How parameters are shared out.
-        groups: Of the optimizer: DeepSpeed adds up the norm of each apart.
         accumulation: Micro-batches a step; each gathers and reduces.
     """
     totals: Counter[str] = Counter()
@@ -331,7 +330,7 @@ def of_step(walked: Walk, sharing: Sharing, groups: int, accumulation: int = 1) 
     for _ in range(accumulation):
         for transfer in held.micro_batch():
             totals[transfer.operation] += transfer.bytes
-    for transfer in after_step(walked, sharing, groups):
+    for transfer in after_step(walked, sharing):
         totals[transfer.operation] += transfer.bytes
     return {operation: total for operation, total in sorted(totals.items()) if total}
 
@@ -341,14 +340,14 @@ def of_micro_batch(walked: Walk, sharing: Sharing) -> list[Transfer]:
     return _Held(walked, sharing, persistent_are_there=True).micro_batch()
 
 
-def after_step(walked: Walk, sharing: Sharing, groups: int) -> list[Transfer]:
-    """Return what follows the backward pass: the norm of each group, then the whole parameters that stay."""
+def after_step(walked: Walk, sharing: Sharing) -> list[Transfer]:
+    """Return what follows the backward pass: the norm of the gradient, then the whole parameters that stay."""
     end = len(walked.events)
-    norms = [Transfer("all_reduce", end, NORM_BYTES)] * groups
+    norm = Transfer("all_reduce", end, NORM_BYTES)
     stay = [i for i, p in enumerate(walked.pieces) if p.numbers <= sharing.persistence_threshold]
     if sharing.world == 1 and not sharing.sequential and len(stay) != 1:  # one by one it gathers even from itself
-        return norms
-    return [*norms, *(Transfer("all_gather", end, _gathered_bytes(walked, [i], sharing), (i,)) for i in stay)]
+        return [norm]
+    return [norm, *(Transfer("all_gather", end, _gathered_bytes(walked, [i], sharing), (i,)) for i in stay)]
 
 
 def gathered_bytes_at_most(walked: Walk, sharing: Sharing) -> int:
