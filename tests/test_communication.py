@@ -66,16 +66,16 @@ def test_accumulation_gathers_and_reduces_for_every_micro_batch() -> None:
 
 def test_what_stays_whole_is_gathered_once_after_the_update() -> None:
     sharing = c.Sharing(2, persistence_threshold=12, prefetch_bucket=0, max_reuse_distance=0)
-    assert c.of_step(walked(), sharing, 1)["all_gather"] == 4 * (12 + 4) + 2 * 4 * 22
+    assert c.of_step(walked(), sharing)["all_gather"] == 4 * (12 + 4) + 2 * 4 * 22
 
 
 def test_what_is_used_again_soon_is_not_gathered_again() -> None:
     sharing = c.Sharing(2, persistence_threshold=0, prefetch_bucket=0, max_reuse_distance=1000)
-    assert c.of_step(walked(), sharing, 1)["all_gather"] == 4 * (12 + 4 + 22)
+    assert c.of_step(walked(), sharing)["all_gather"] == 4 * (12 + 4 + 22)
 
 
 def test_one_rank_gathers_nothing() -> None:
-    assert "all_gather" not in c.of_step(walked(), c.Sharing(1), 1)
+    assert "all_gather" not in c.of_step(walked(), c.Sharing(1))
 
 
 def test_prefetching_gathers_earlier_and_keeps_what_the_backward_pass_is_to_read_next() -> None:

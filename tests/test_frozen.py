@@ -110,7 +110,7 @@ def test_a_walk_of_units_foretells_the_fetches_of_a_step() -> None:
     assert sum(t.bytes for t in c.of_frozen(walked, sizes)) == c.of_frozen_step(sizes)
     assert c.of_frozen(walked, []) == []
     # DeepSpeed knows nothing of them.
-    assert c.of_step(walked, c.Sharing(2, persistence_threshold=0), 1)["all_reduce"] == 8
+    assert c.of_step(walked, c.Sharing(2, persistence_threshold=0))["all_reduce"] == 8
 
 
 SHAPE = DecoderShape(width=32, inner=48, layers=3, heads=4, kv_heads=2, head_width=8, vocabulary=40)
