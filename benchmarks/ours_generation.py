@@ -92,7 +92,8 @@ class Ours:
             rows = torch.randint(len(environments), (BATCH,), generator=draws).to(self.device)
             noise_seed = torch.randint(2**62, (BATCH,), generator=draws).to(self.device)
             batch, of = edges[rows], environments[rows]
-            loss = _bound(self.model.decode(batch, of, present, noise_seed), batch).mean() / nodes
+            decoded = self.model.decode(batch, of, present, noise_seed)
+            loss = _bound(decoded, batch).mean() / nodes
             share = min((step + 1) / WARM_UP_STEPS, 0.02 + 0.49 * (1.0 + np.cos(np.pi * spent)))
             optimizer.param_groups[0]["lr"] = PEAK_LR * float(share)
             optimizer.zero_grad()
@@ -100,7 +101,7 @@ class Ours:
             torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
             optimizer.step()
             if self.remembers:
-                self.model.exemplars.remember(note(batch, self.model.origin(batch, of, present), noise_seed))
+                self.model.exemplars.remember(note(batch, decoded.origin, noise_seed))
             step += 1
         self.model.eval()
 

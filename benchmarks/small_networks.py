@@ -1,4 +1,4 @@
-"""Time a step of the small networks: plain torch, torch-geometric, ZeRO-3 as it is and without each of its remedies."""
+"""Time a step of the small networks: plain torch, torch-geometric, ZeRO-3 as it is and kernel by kernel."""
 
 from __future__ import annotations
 

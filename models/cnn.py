@@ -72,7 +72,7 @@ class ClimateCNN(nn.Module):
         self.to_fields = nn.Conv2d(width, fields, kernel_size=1)
 
     def forward(self, climate: Float[Tensor, "B C H W"], present: Bool[Tensor, " B"] | None = None) -> ClimateOutput:
-        """Encode and reconstruct cubes in physical units (variables.CLIMATE_FIELDS); all count where none is absent."""
+        """Encode and reconstruct cubes in physical units (variables.CLIMATE_FIELDS); by default all are present."""
         standardised = standardise_climate(climate)
         target = area_average(standardised)  # here, where nothing else takes room yet
         x = self.patches(standardised.to(self.patches.weight.dtype))

@@ -46,6 +46,7 @@ class Decoded(NamedTuple):
     logits: Float[Tensor, "B R E"]  # in R draws of which edges are hidden
     weight: Float[Tensor, "B R E"]  # 1 / share hidden at hidden edges, else 0
     kl_nats: Float[Tensor, " B"]  # information in the choice of the exemplar
+    origin: Int[Tensor, " B"]  # see GraphVAE.origin
 
 
 class GeneratedGraphs(NamedTuple):
@@ -120,7 +121,7 @@ class GraphVAE(nn.Module):
         decoded = self.decode(edges, environment, environment_present, seed)
         real = graph.mask if present is None else graph.mask & present[:, None]
         terms = graph_terms(edges, self.recon(latent).float(), decoded, real)
-        return GraphVAEOutput(latent, terms, note(edges, self.origin(edges, environment, environment_present), seed))
+        return GraphVAEOutput(latent, terms, note(edges, decoded.origin, seed))
 
     def encode(self, graph: GraphBatch) -> Float[Tensor, "B Z"]:
         """Return the latent that the fusion reads; the environment has no part in it."""
@@ -151,7 +152,8 @@ class GraphVAE(nn.Module):
             shift = noise.normal(seed, SHIFT, torch.arange(environment.shape[1], device=seed.device)[None])
             shift = self.config.environment_shift * shift
         features = environment_features(environment, shift) * present[:, None]
-        told = self.exemplars.posterior(edges, features, self.origin(edges, environment, present), seed, EXEMPLAR)
+        origin = self.origin(edges, environment, present)
+        told = self.exemplars.posterior(edges, features, origin, seed, EXEMPLAR)
         exemplar = self.exemplars.embed(told.row, told.usable)
         draws = torch.arange(self.config.draws, device=seed.device)[:, None]
         place = draws * _DRAW_STRIDE + torch.arange(edges.shape[1], device=seed.device)
@@ -159,7 +161,7 @@ class GraphVAE(nn.Module):
         hidden = noise.uniform(seed, HIDE, place[None]) < share
         state = torch.where(hidden, edge_set.HIDDEN, edges.long()[:, None])
         condition = self.surroundings(features, present) + exemplar
-        return Decoded(self.decoder(state, condition).float(), hidden / share, told.kl_nats)
+        return Decoded(self.decoder(state, condition).float(), hidden / share, told.kl_nats, origin)
 
     def origin(
         self, edges: Bool[Tensor, "B E"], environment: Float[Tensor, "B V"], present: Bool[Tensor, " B"]

@@ -130,6 +130,8 @@ def test_an_absent_network_adds_nothing_and_has_a_zero_latent() -> None:
     output = vae(graph, environment, present, torch.tensor([0, 1]), present)
     assert_terms_close(alone, output.terms)
     assert output.latent[1].abs().sum() == 0.0
+    decoded = vae.decode(vae.edges(graph), environment, present, torch.tensor([0, 1]))
+    assert all(numbers.isfinite().all() for numbers in (output.latent, vae.recon(output.latent), *decoded))
 
 
 def test_a_network_that_does_not_count_adds_nothing_to_the_terms() -> None:
@@ -177,7 +179,7 @@ def test_a_false_edge_costs_as_a_missing_one_does_in_nats_a_metabolite() -> None
     right = torch.where(edges, 30.0, -30.0)[:, None]
 
     def terms(logits: Tensor) -> dict[str, Term]:
-        decoded = Decoded(logits, torch.ones_like(logits), torch.zeros(1))
+        decoded = Decoded(logits, torch.ones_like(logits), torch.zeros(1), torch.zeros(1, dtype=torch.long))
         return graph_terms(edges, logits[:, 0], decoded, graph.mask)
 
     assert terms(right)["graph/edges"].total.item() == pytest.approx(0.0, abs=1e-4)
@@ -223,9 +225,8 @@ def test_exemplars_of_other_environments_count_in_the_divergence() -> None:
     assert not vae.decode(vae.edges(graph), *given).kl_nats.any()  # nothing is remembered yet
     vae.exemplars.remember(vae(graph, *given).notes)
     assert vae.exemplars.written.sum() == 3
-    kl_nats = vae.decode(
-        vae.edges(graph), *given
-    ).kl_nats  # the two on glucose have one exemplar to choose from, that on lactate has two
+    # The two on glucose have one exemplar to choose from, that on lactate has two.
+    kl_nats = vae.decode(vae.edges(graph), *given).kl_nats
     assert kl_nats[1] > 0 and kl_nats[[0, 2]].tolist() == pytest.approx([0, 0], abs=1e-6)
 
 
